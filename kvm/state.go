@@ -1,0 +1,311 @@
+package kvm
+
+import (
+	"fmt"
+	"os"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/supermachine/supermachine/core/hypervisor"
+)
+
+// Compile-time proof that the shared structures have the kernel's sizes.
+var (
+	_ [144]byte = [unsafe.Sizeof(hypervisor.Registers{})]byte{}
+	_ [312]byte = [unsafe.Sizeof(hypervisor.SystemRegisters{})]byte{}
+	_ [40]byte  = [unsafe.Sizeof(hypervisor.CPUIDEntry{})]byte{}
+	_ [16]byte  = [unsafe.Sizeof(hypervisor.MSR{})]byte{}
+	_ [520]byte = [unsafe.Sizeof(irqChip{})]byte{}
+	_ [48]byte  = [unsafe.Sizeof(clockData{})]byte{}
+	_ [392]byte = [unsafe.Sizeof(xcrList{})]byte{}
+)
+
+// irqChip has the layout of struct kvm_irqchip.
+type irqChip struct {
+	id, _ uint32
+	state [512]byte
+}
+
+// clockData has the layout of struct kvm_clock_data.
+type clockData struct {
+	clock    uint64
+	flags, _ uint32
+	realtime uint64
+	hostTSC  uint64
+	_        [4]uint32
+}
+
+// xcrList has the layout of struct kvm_xcrs.
+type xcrList struct {
+	n, flags uint32
+	xcrs     [16]struct {
+		xcr, _ uint32
+		value  uint64
+	}
+	_ [16]uint64
+}
+
+// The chips of KVM_GET_IRQCHIP (KVM API doc §4.26) and the bytes each one's state has.
+const (
+	chipPICMaster, chipPICSlave, chipIOAPIC = 0, 1, 2
+	picStateSize, ioapicStateSize           = 16, 216
+	pitStateSize, lapicSize                 = 112, 1024
+	vcpuEventsSize, debugRegsSize           = 64, 128
+)
+
+// Save returns the interrupt controllers, the timer chip and the clock.
+func (vm *VM) Save() (*hypervisor.VMState, error) {
+	st := &hypervisor.VMState{PIT: make([]byte, pitStateSize)}
+	for _, c := range []struct {
+		id   uint32
+		out  *[]byte
+		size int
+	}{{chipPICMaster, &st.PIC[0], picStateSize}, {chipPICSlave, &st.PIC[1], picStateSize}, {chipIOAPIC, &st.IOAPIC, ioapicStateSize}} {
+		chip := irqChip{id: c.id}
+		if err := ioctlPtr(vm.fd, kvmGetIRQChip, &chip, "KVM_GET_IRQCHIP"); err != nil {
+			return nil, err
+		}
+		*c.out = append([]byte(nil), chip.state[:c.size]...)
+	}
+	if err := ioctlPtr(vm.fd, kvmGetPIT2, &st.PIT[0], "KVM_GET_PIT2"); err != nil {
+		return nil, err
+	}
+	var clock clockData
+	if err := ioctlPtr(vm.fd, kvmGetClock, &clock, "KVM_GET_CLOCK"); err != nil {
+		return nil, err
+	}
+	st.ClockNs = clock.clock
+	return st, nil
+}
+
+// Restore loads what Save returned.
+func (vm *VM) Restore(st *hypervisor.VMState) error {
+	if len(st.PIC[0]) != picStateSize || len(st.PIC[1]) != picStateSize || len(st.IOAPIC) != ioapicStateSize || len(st.PIT) != pitStateSize {
+		return fmt.Errorf("kvm: restore VM: the saved state has the wrong size")
+	}
+	for id, state := range [][]byte{chipPICMaster: st.PIC[0], chipPICSlave: st.PIC[1], chipIOAPIC: st.IOAPIC} {
+		chip := irqChip{id: uint32(id)}
+		copy(chip.state[:], state)
+		if err := ioctlPtr(vm.fd, kvmSetIRQChip, &chip, "KVM_SET_IRQCHIP"); err != nil {
+			return err
+		}
+	}
+	if err := ioctlPtr(vm.fd, kvmSetPIT2, &st.PIT[0], "KVM_SET_PIT2"); err != nil {
+		return err
+	}
+	return ioctlPtr(vm.fd, kvmSetClock, &clockData{clock: st.ClockNs}, "KVM_SET_CLOCK")
+}
+
+// BootState returns the vCPU as KVM creates it, with the CPUID that the guest is to see.
+func (v *VCPU) BootState() (*hypervisor.VCPUState, error) {
+	st := &hypervisor.VCPUState{CPUID: v.cpuid}
+	if err := v.getRegisters(st); err != nil {
+		return nil, err
+	}
+	return st, nil
+}
+
+func (v *VCPU) getRegisters(st *hypervisor.VCPUState) error {
+	if err := ioctlPtr(v.fd, kvmGetRegs, &st.Regs, "KVM_GET_REGS"); err != nil {
+		return err
+	}
+	if err := ioctlPtr(v.fd, kvmGetSregs, &st.Sregs, "KVM_GET_SREGS"); err != nil {
+		return err
+	}
+	return ioctlPtr(v.fd, kvmGetMPState, &st.MPState, "KVM_GET_MP_STATE")
+}
+
+// Save returns everything KVM keeps for the vCPU. The MP state comes first: reading it makes KVM process a pending INIT or SIPI,
+// which changes what the later calls return.
+func (v *VCPU) Save() (*hypervisor.VCPUState, error) {
+	st := &hypervisor.VCPUState{
+		CPUID:     v.cpuid,
+		XSave:     make([]byte, v.sys.xsaveSize),
+		LAPIC:     make([]byte, lapicSize),
+		Events:    make([]byte, vcpuEventsSize),
+		DebugRegs: make([]byte, debugRegsSize),
+	}
+	if err := ioctlPtr(v.fd, kvmGetMPState, &st.MPState, "KVM_GET_MP_STATE"); err != nil {
+		return nil, err
+	}
+	if err := v.getRegisters(st); err != nil {
+		return nil, err
+	}
+	get, name := uintptr(kvmGetXSave), "KVM_GET_XSAVE"
+	if v.sys.xsaveSize > 4096 {
+		get, name = kvmGetXSave2, "KVM_GET_XSAVE2"
+	}
+	var xcrs xcrList
+	for _, step := range []func() error{
+		func() error { return ioctlPtr(v.fd, get, &st.XSave[0], name) },
+		func() error { return ioctlPtr(v.fd, kvmGetXCRs, &xcrs, "KVM_GET_XCRS") },
+		func() error { return ioctlPtr(v.fd, kvmGetLAPIC, &st.LAPIC[0], "KVM_GET_LAPIC") },
+		func() error { return ioctlPtr(v.fd, kvmGetVCPUEvents, &st.Events[0], "KVM_GET_VCPU_EVENTS") },
+		func() error { return ioctlPtr(v.fd, kvmGetDebugRegs, &st.DebugRegs[0], "KVM_GET_DEBUGREGS") },
+	} {
+		if err := step(); err != nil {
+			return nil, err
+		}
+	}
+	for _, x := range xcrs.xcrs[:min(int(xcrs.n), len(xcrs.xcrs))] {
+		st.XCRs = append(st.XCRs, hypervisor.XCR{Index: x.xcr, Value: x.value})
+	}
+	if khz, err := ioctl(v.fd, kvmGetTSCKHz, 0, "KVM_GET_TSC_KHZ"); err == nil {
+		st.TSCKHz = uint32(khz)
+	}
+	var err error
+	st.MSRs, err = v.readMSRs()
+	return st, err
+}
+
+// Restore loads a state in the order KVM needs: CPUID before everything (it decides which registers exist), the TSC before its
+// deadline, the LAPIC before its timer's deadline MSR, events and MP state last.
+func (v *VCPU) Restore(st *hypervisor.VCPUState) error {
+	if err := v.setCPUID(st.CPUID); err != nil {
+		return err
+	}
+	v.cpuid = st.CPUID
+	if st.TSCKHz != 0 {
+		if khz, err := ioctl(v.fd, kvmGetTSCKHz, 0, "KVM_GET_TSC_KHZ"); err == nil && uint32(khz) != st.TSCKHz {
+			if _, err := ioctl(v.fd, kvmSetTSCKHz, uintptr(st.TSCKHz), "KVM_SET_TSC_KHZ"); err != nil {
+				return err
+			}
+		}
+	}
+	if err := ioctlPtr(v.fd, kvmSetSregs, &st.Sregs, "KVM_SET_SREGS"); err != nil {
+		return err
+	}
+	if err := ioctlPtr(v.fd, kvmSetRegs, &st.Regs, "KVM_SET_REGS"); err != nil {
+		return err
+	}
+	if len(st.XCRs) > 0 {
+		xcrs := xcrList{n: uint32(min(len(st.XCRs), 16))}
+		for i := range xcrs.xcrs[:xcrs.n] {
+			xcrs.xcrs[i].xcr, xcrs.xcrs[i].value = st.XCRs[i].Index, st.XCRs[i].Value
+		}
+		if err := ioctlPtr(v.fd, kvmSetXCRs, &xcrs, "KVM_SET_XCRS"); err != nil {
+			return err
+		}
+	}
+	for _, part := range []struct {
+		req  uintptr
+		data []byte
+		size int
+		name string
+	}{
+		{kvmSetXSave, st.XSave, max(v.sys.xsaveSize, 4096), "KVM_SET_XSAVE"},
+		{kvmSetLAPIC, st.LAPIC, lapicSize, "KVM_SET_LAPIC"},
+		{kvmSetDebugRegs, st.DebugRegs, debugRegsSize, "KVM_SET_DEBUGREGS"},
+	} {
+		if part.data == nil {
+			continue // a boot state leaves KVM's reset value
+		}
+		if len(part.data) != part.size {
+			return fmt.Errorf("kvm: %s: the saved state has %d bytes, this host needs %d", part.name, len(part.data), part.size)
+		}
+		if err := ioctlPtr(v.fd, part.req, &part.data[0], part.name); err != nil {
+			return err
+		}
+	}
+	if err := v.writeMSRs(st.MSRs); err != nil {
+		return err
+	}
+	if st.Events != nil {
+		if len(st.Events) != vcpuEventsSize {
+			return fmt.Errorf("kvm: KVM_SET_VCPU_EVENTS: the saved state has %d bytes, want %d", len(st.Events), vcpuEventsSize)
+		}
+		if err := ioctlPtr(v.fd, kvmSetVCPUEvents, &st.Events[0], "KVM_SET_VCPU_EVENTS"); err != nil {
+			return err
+		}
+	}
+	return ioctlPtr(v.fd, kvmSetMPState, &st.MPState, "KVM_SET_MP_STATE")
+}
+
+const (
+	msrTSC         = 0x10
+	msrTSCDeadline = 0x6e0
+)
+
+// readMSRs reads all that the kernel lists. KVM_GET_MSRS stops at the first one it refuses; that one is left out and the rest is
+// asked again, as the list may name MSRs that this CPU model does not have.
+func (v *VCPU) readMSRs() ([]hypervisor.MSR, error) {
+	var out []hypervisor.MSR
+	list := new(msrList)
+	for todo := v.sys.msrs; len(todo) > 0; {
+		n := min(len(todo), maxMSRs)
+		list.n = uint32(n)
+		for i := range n {
+			list.entries[i] = hypervisor.MSR{Index: todo[i]}
+		}
+		got, err := v.msrs(kvmGetMSRs, list, "KVM_GET_MSRS")
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, list.entries[:got]...)
+		if got < n {
+			got++
+		}
+		todo = todo[got:]
+	}
+	return out, nil
+}
+
+// writeMSRs sets the MSRs, the TSC first and its deadline last: a deadline set against the wrong TSC fires at once or never.
+func (v *VCPU) writeMSRs(msrs []hypervisor.MSR) error {
+	if len(msrs) == 0 {
+		return nil
+	}
+	if len(msrs) > maxMSRs {
+		return fmt.Errorf("kvm: KVM_SET_MSRS: the saved state has %d MSRs, at most %d", len(msrs), maxMSRs)
+	}
+	ordered := make([]hypervisor.MSR, 0, len(msrs))
+	var last []hypervisor.MSR
+	for _, m := range msrs {
+		switch m.Index {
+		case msrTSC:
+			ordered = append([]hypervisor.MSR{m}, ordered...)
+		case msrTSCDeadline:
+			last = append(last, m)
+		default:
+			ordered = append(ordered, m)
+		}
+	}
+	ordered = append(ordered, last...)
+	list := new(msrList)
+	for todo := ordered; len(todo) > 0; {
+		list.n = uint32(copy(list.entries[:], todo))
+		set, err := v.msrs(kvmSetMSRs, list, "KVM_SET_MSRS")
+		if err != nil {
+			return err
+		}
+		if set < len(todo) {
+			// Read-only or unknown here: acceptable only if it holds the wanted value already.
+			if got, err := v.readMSR(todo[set].Index); err != nil || got != todo[set].Value {
+				return fmt.Errorf("kvm: KVM_SET_MSRS: this host refuses MSR %#x = %#x", todo[set].Index, todo[set].Value)
+			}
+			set++
+		}
+		todo = todo[set:]
+	}
+	return nil
+}
+
+func (v *VCPU) readMSR(index uint32) (uint64, error) {
+	list := new(msrList)
+	list.n = 1
+	list.entries[0].Index = index
+	n, err := v.msrs(kvmGetMSRs, list, "KVM_GET_MSRS")
+	if err != nil || n != 1 {
+		return 0, fmt.Errorf("kvm: KVM_GET_MSRS: MSR %#x: %w", index, os.ErrInvalid)
+	}
+	return list.entries[0].Value, nil
+}
+
+func (v *VCPU) msrs(req uintptr, list *msrList, name string) (int, error) {
+	n, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(v.fd), req, uintptr(unsafe.Pointer(list)))
+	if errno != 0 {
+		return 0, fmt.Errorf("kvm: %s: %w", name, errno)
+	}
+	return int(n), nil
+}
