@@ -15,9 +15,7 @@ import (
 
 // openAny opens /dev/kvm even where the CPU lacks vmx and svm: guests of a few instructions run there too.
 func openAny(t testing.TB) *System {
-	cpuinfo := filepath.Join(t.TempDir(), "cpuinfo")
-	require.NoError(t, os.WriteFile(cpuinfo, []byte("flags\t\t: fpu vmx\n"), 0o600))
-	s, err := open(DevicePath, cpuinfo)
+	s, err := OpenUnchecked()
 	if err != nil {
 		t.Skipf("needs a /dev/kvm that opens: %v", err)
 	}

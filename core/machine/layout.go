@@ -1,0 +1,66 @@
+package machine
+
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/supermachine/supermachine/core/hypervisor"
+)
+
+// Limits of a machine's size.
+const (
+	MinMemoryMiB = 64
+	MaxMemoryMiB = 512 << 10
+	MaxVCPUs     = 8
+)
+
+// The physical address map of the amd64 board. RAM fills everything below lowMemoryEnd and goes on at 4 GiB; between them lie the
+// virtio-mmio devices, the IOAPIC (0xfec00000), the LAPICs (0xfee00000) and KVM's helper pages.
+const (
+	baseMemoryEnd  = 0x9fc00 // the last KiB below 640 KiB holds the MP table
+	mpTableAddr    = 0x9fc00
+	isaHoleEnd     = 0x100000
+	lowMemoryEnd   = 3 << 30
+	highMemoryBase = 4 << 30
+
+	startInfoAddr = 0x6000
+	cmdlineAddr   = 0x20000
+	maxCmdline    = 2048 // COMMAND_LINE_SIZE of x86 Linux
+
+	deviceBase   = 0xd0000000
+	deviceStride = 0x1000
+	firstGSI     = 5 // lines 0 to 4 belong to the timer, the keyboard, the cascade and the serial ports
+	lastGSI      = 23
+	maxDevices   = lastGSI - firstGSI + 1
+)
+
+// allocateMemory maps mib MiB of anonymous guest RAM. Pages appear when the guest touches them.
+func allocateMemory(mib int) (*hypervisor.Memory, error) {
+	size := uint64(mib) << 20
+	sizes := []hypervisor.Region{{Addr: 0}}
+	low := min(size, lowMemoryEnd)
+	plan := []uint64{low}
+	if size > low {
+		sizes = append(sizes, hypervisor.Region{Addr: highMemoryBase})
+		plan = append(plan, size-low)
+	}
+	for i := range sizes {
+		b, err := unix.Mmap(-1, 0, int(plan[i]), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+		if err != nil {
+			for _, r := range sizes[:i] {
+				unix.Munmap(r.Bytes)
+			}
+			return nil, fmt.Errorf("allocate %d MiB of guest memory: %w", mib, err)
+		}
+		unix.Madvise(b, unix.MADV_DONTDUMP) // a crash of the host program must not write guests' RAM to disk
+		sizes[i].Bytes = b
+	}
+	return hypervisor.NewMemory(sizes...), nil
+}
+
+func releaseMemory(m *hypervisor.Memory) {
+	for _, r := range m.Regions() {
+		unix.Munmap(r.Bytes)
+	}
+}

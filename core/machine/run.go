@@ -1,0 +1,138 @@
+package machine
+
+import (
+	"fmt"
+	"runtime"
+
+	"github.com/supermachine/supermachine/core/hypervisor"
+)
+
+// runVCPU is the life of one vCPU's thread.
+func (m *Machine) runVCPU(v hypervisor.VCPU) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	defer func() {
+		m.mu.Lock()
+		m.running--
+		m.cond.Broadcast()
+		m.mu.Unlock()
+	}()
+	for m.mayRun() {
+		exit, err := v.Run()
+		if err != nil {
+			m.end(Exit{Reason: ExitFailed, Err: err})
+			return
+		}
+		switch exit.Reason {
+		case hypervisor.ExitMMIO:
+			m.mmio(exit)
+		case hypervisor.ExitPort:
+			if m.port(exit) {
+				m.end(Exit{Reason: ExitReset})
+			}
+		case hypervisor.ExitShutdown:
+			m.end(Exit{Reason: ExitTripleFault})
+		case hypervisor.ExitHalt:
+			m.end(Exit{Reason: ExitFailed, Err: fmt.Errorf("a vCPU halted with nothing to wake it")})
+		}
+	}
+}
+
+// mayRun parks the calling vCPU while the machine is paused. It returns false once the machine ends.
+func (m *Machine) mayRun() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.phase == phasePaused {
+		m.parked++
+		m.cond.Broadcast()
+		for m.phase == phasePaused {
+			m.cond.Wait()
+		}
+		m.parked--
+		m.cond.Broadcast()
+	}
+	return m.phase == phaseRunning
+}
+
+func (m *Machine) mmio(exit hypervisor.Exit) {
+	s, off := m.slotAt(exit.Addr)
+	switch {
+	case s != nil && exit.Write:
+		s.transport.Write(off, exit.Data)
+	case s != nil:
+		s.transport.Read(off, exit.Data)
+	case !exit.Write:
+		for i := range exit.Data {
+			exit.Data[i] = 0xff
+		}
+	}
+}
+
+// port handles a possibly repeated access byte by byte. It reports whether the guest asked for a reset.
+func (m *Machine) port(exit hypervisor.Exit) (reset bool) {
+	for i := range exit.Data {
+		port := exit.Addr + uint64(i%exit.Size)
+		if exit.Write {
+			reset = m.portWrite(port, exit.Data[i]) || reset
+		} else {
+			exit.Data[i] = m.portRead(port)
+		}
+	}
+	return reset
+}
+
+func (m *Machine) kickAll() {
+	for i := range m.cfg.VCPUs {
+		m.vm.VCPU(i).Kick()
+	}
+}
+
+// Pause stops all vCPUs and devices between two instructions and returns when none of them touches guest memory any more. Pausing a
+// paused machine does nothing.
+func (m *Machine) Pause() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.phase == phaseRunning {
+		m.phase = phasePaused
+		m.kickAll()
+	}
+	for m.phase == phasePaused && m.parked < m.running {
+		m.cond.Wait()
+	}
+	if m.phase == phaseEnding {
+		return ErrEnded
+	}
+	if m.phase == phasePaused && !m.quiet {
+		for _, s := range m.slots {
+			s.transport.Pause()
+		}
+		m.quiet = true
+	}
+	return nil
+}
+
+// Resume lets a paused machine, or one whose state was restored, run. Resuming a running machine does nothing.
+func (m *Machine) Resume() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch m.phase {
+	case phaseEnding:
+		return ErrEnded
+	case phaseRunning:
+		return nil
+	case phaseNew:
+		m.running = m.cfg.VCPUs
+		for i := range m.cfg.VCPUs {
+			go m.runVCPU(m.vm.VCPU(i))
+		}
+	}
+	if m.quiet {
+		for _, s := range m.slots {
+			s.transport.Resume()
+		}
+		m.quiet = false
+	}
+	m.phase = phaseRunning
+	m.cond.Broadcast()
+	return nil
+}

@@ -1,0 +1,69 @@
+package machine
+
+import (
+	"fmt"
+
+	"github.com/supermachine/supermachine/core/hypervisor"
+	"github.com/supermachine/supermachine/core/virtio"
+)
+
+// slot is one place on the board: a virtio-mmio register block, its interrupt line and a doorbell for each queue.
+type slot struct {
+	addr      uint64
+	gsi       uint32
+	transport *virtio.MMIO
+	interrupt hypervisor.Interrupt
+	doorbells []hypervisor.Doorbell
+}
+
+// queueNotify is the offset of the QueueNotify register (virtio 1.2 §4.2.2).
+const queueNotify = 0x50
+
+func (m *Machine) newSlot(i int, dev virtio.Device) (s *slot, err error) {
+	s = &slot{addr: deviceBase + uint64(i)*deviceStride, gsi: firstGSI + uint32(i)}
+	defer func() {
+		if err != nil {
+			s.stop()
+			m.bells.Wait()
+			err = fmt.Errorf("wire device %d: %w", i, err)
+		}
+	}()
+	if s.interrupt, err = m.vm.NewInterrupt(s.gsi); err != nil {
+		return nil, err
+	}
+	s.transport = virtio.NewMMIO(dev, m.mem, s.interrupt.Raise)
+	for q := range dev.QueueSizes() {
+		bell, err := m.vm.NewDoorbell(s.addr+queueNotify, uint32(q))
+		if err != nil {
+			return nil, err
+		}
+		s.doorbells = append(s.doorbells, bell)
+		m.bells.Add(1)
+		go func() {
+			defer m.bells.Done()
+			for bell.Wait() {
+				s.transport.Notify(q)
+			}
+		}()
+	}
+	return s, nil
+}
+
+// stop closes the doorbells, which ends their goroutines, and the interrupt line.
+func (s *slot) stop() {
+	for _, bell := range s.doorbells {
+		bell.Close()
+	}
+	if s.interrupt != nil {
+		s.interrupt.Close()
+	}
+}
+
+// slotAt returns the slot that decodes a guest physical address, and the offset in it.
+func (m *Machine) slotAt(addr uint64) (*slot, uint64) {
+	i := (addr - deviceBase) / deviceStride
+	if addr < deviceBase || i >= uint64(len(m.slots)) {
+		return nil, 0
+	}
+	return m.slots[i], addr % deviceStride
+}

@@ -1,0 +1,77 @@
+package machine
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/supermachine/supermachine/core/hypervisor"
+	"github.com/supermachine/supermachine/core/virtio"
+)
+
+// State is everything about a machine but the contents of its RAM and disks: plain data that can be encoded and decoded.
+type State struct {
+	VM      *hypervisor.VMState
+	VCPUs   []*hypervisor.VCPUState
+	Devices []virtio.State
+	Serial  SerialState
+}
+
+// Save returns the state of a paused machine.
+func (m *Machine) Save() (*State, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.phase != phasePaused || !m.quiet {
+		return nil, errors.New("save machine: it is not paused")
+	}
+	st := &State{Serial: m.serial.state}
+	for i := range m.cfg.VCPUs {
+		v, err := m.vm.VCPU(i).Save()
+		if err != nil {
+			return nil, fmt.Errorf("save vCPU %d: %w", i, err)
+		}
+		st.VCPUs = append(st.VCPUs, v)
+	}
+	var err error
+	if st.VM, err = m.vm.Save(); err != nil {
+		return nil, fmt.Errorf("save VM: %w", err)
+	}
+	for i, s := range m.slots {
+		dev, err := s.transport.Save()
+		if err != nil {
+			return nil, fmt.Errorf("save device %d: %w", i, err)
+		}
+		st.Devices = append(st.Devices, dev)
+	}
+	return st, nil
+}
+
+// Restore loads a state into a new machine of the same configuration, whose memory holds what it held at Save. Resume starts it.
+func (m *Machine) Restore(st *State) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.phase != phaseNew {
+		return errors.New("restore machine: it has run already")
+	}
+	if len(st.VCPUs) != m.cfg.VCPUs || len(st.Devices) != len(m.slots) || st.VM == nil {
+		return fmt.Errorf("restore machine: the state has %d vCPUs and %d devices, the machine %d and %d",
+			len(st.VCPUs), len(st.Devices), m.cfg.VCPUs, len(m.slots))
+	}
+	m.serial.state = st.Serial
+	if err := m.vm.Restore(st.VM); err != nil {
+		return fmt.Errorf("restore VM: %w", err)
+	}
+	for i, v := range st.VCPUs {
+		if v == nil {
+			return fmt.Errorf("restore vCPU %d: no state", i)
+		}
+		if err := m.vm.VCPU(i).Restore(v); err != nil {
+			return fmt.Errorf("restore vCPU %d: %w", i, err)
+		}
+	}
+	for i, s := range m.slots {
+		if err := s.transport.Restore(st.Devices[i]); err != nil {
+			return fmt.Errorf("restore device %d: %w", i, err)
+		}
+	}
+	return nil
+}
