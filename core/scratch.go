@@ -1,0 +1,51 @@
+package core
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/diskfs/go-diskfs/backend/file"
+	"github.com/diskfs/go-diskfs/filesystem/ext4"
+	"golang.org/x/sys/unix"
+)
+
+// scratchTemplate returns the path of an empty ext4 file system of mib MiB. It is made once for each size; every VM's writable layer is
+// a copy-on-write overlay over it, so a VM costs no formatting and no space until it writes.
+func scratchTemplate(dir string, mib int) (string, error) {
+	path := filepath.Join(dir, fmt.Sprintf("ext4-%d-v1", mib))
+	if isFile(path) {
+		return path, nil
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	tmp, err := os.CreateTemp(dir, ".ext4-*")
+	if err != nil {
+		return "", err
+	}
+	defer os.Remove(tmp.Name())
+	defer tmp.Close()
+	size := int64(mib) << 20
+	if err := tmp.Truncate(size); err != nil {
+		return "", err
+	}
+	// No journal: the layer does not outlive its VM, so there is nothing to recover after a crash.
+	_, err = ext4.Create(file.New(tmp, false), size, 0, 512, &ext4.Params{
+		SectorsPerBlock: 8,
+		VolumeName:      "scratch",
+		Features:        []ext4.FeatureOpt{ext4.WithFeatureHasJournal(false)},
+	})
+	if err != nil {
+		return "", fmt.Errorf("format a scratch disk of %d MiB: %w", mib, err)
+	}
+	if err := tmp.Sync(); err != nil {
+		return "", err
+	}
+	// Whoever is first wins; the files are the same.
+	if err := os.Link(tmp.Name(), path); err != nil && !errors.Is(err, unix.EEXIST) {
+		return "", err
+	}
+	return path, nil
+}

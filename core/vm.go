@@ -1,0 +1,217 @@
+package core
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/supermachine/supermachine/core/agent"
+	"github.com/supermachine/supermachine/core/machine"
+	"github.com/supermachine/supermachine/core/virtio/console"
+	"github.com/supermachine/supermachine/core/virtio/vsock"
+)
+
+// EndReason is why a VM ended.
+type EndReason int
+
+const (
+	EndStopped    EndReason = iota // the host asked: Stop, Kill or Close
+	EndPoweredOff                  // the guest shut itself down
+	EndRebooted                    // the guest rebooted; a VM does not come up again by itself
+	EndPanicked                    // the guest's kernel panicked
+	EndCrashed                     // the guest's processor state went wrong beyond repair (triple fault)
+	EndFailed                      // the host could not run the guest any further
+)
+
+// String returns a short description, such as "kernel panic".
+func (r EndReason) String() string {
+	return [...]string{"stopped", "powered off", "rebooted", "kernel panic", "crashed", "host failure"}[r]
+}
+
+// End tells how a VM ended.
+type End struct {
+	Reason EndReason
+	Detail string // for EndPanicked the kernel's message, for EndFailed the host's error; else empty
+}
+
+func (e End) String() string {
+	if e.Detail != "" {
+		return e.Reason.String() + ": " + e.Detail
+	}
+	return e.Reason.String()
+}
+
+// VM is a running microVM. Its methods may be called from any goroutine. It must be closed.
+type VM struct {
+	id      string
+	cfg     Config
+	image   *Image
+	machine *machine.Machine
+	vsock   *vsock.Device
+	console *console.Ring
+	agent   *agent.Client
+	started time.Time
+
+	mu       sync.Mutex
+	stopping bool // the host asked for the end
+	forwards map[*Forward]struct{}
+}
+
+// ID returns the VM's random identifier, 12 hexadecimal digits.
+func (vm *VM) ID() string { return vm.id }
+
+// Name returns the VM's name, which is also the guest's host name.
+func (vm *VM) Name() string { return vm.cfg.Name }
+
+// Image returns the image that the VM runs.
+func (vm *VM) Image() *Image { return vm.image }
+
+// Config returns the configuration with all defaults filled in.
+func (vm *VM) Config() Config { return vm.cfg }
+
+// Started returns when the guest's agent first answered.
+func (vm *VM) Started() time.Time { return vm.started }
+
+// ConsoleTail returns the last lines, at most n bytes, of what the guest's kernel and init wrote to the console.
+func (vm *VM) ConsoleTail(n int) string { return string(vm.console.Tail(n)) }
+
+// Pause stops the guest's processors and devices; its memory stays. Connections wait. Pausing a paused VM does nothing.
+func (vm *VM) Pause() error { return vm.wrapEnded("pause VM", vm.machine.Pause()) }
+
+// Resume continues a paused VM.
+func (vm *VM) Resume() error { return vm.wrapEnded("resume VM", vm.machine.Resume()) }
+
+// Done is closed when the VM has ended, for whatever reason.
+func (vm *VM) Done() <-chan struct{} { return vm.machine.Ended() }
+
+// Wait blocks until the VM has ended and tells how.
+func (vm *VM) Wait(ctx context.Context) (End, error) {
+	select {
+	case <-vm.Done():
+		return vm.End(), nil
+	case <-ctx.Done():
+		return End{}, wrap("wait for VM", vm.id, ctx.Err())
+	}
+}
+
+// End tells how the VM ended; it is only meaningful after Done is closed.
+func (vm *VM) End() End {
+	exit := vm.machine.Exit()
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	switch exit.Reason {
+	case machine.ExitFailed:
+		return End{EndFailed, exit.Err.Error()}
+	case machine.ExitTripleFault:
+		return End{Reason: EndCrashed}
+	case machine.ExitReset:
+		if msg, ok := panicMessage(vm.console.Tail(console.RingSize)); ok {
+			return End{EndPanicked, msg}
+		}
+		switch {
+		case vm.stopping:
+			return End{Reason: EndStopped}
+		case vm.agent != nil && vm.agent.StopReason() == agent.StopPowerOff:
+			return End{Reason: EndPoweredOff}
+		}
+		return End{Reason: EndRebooted}
+	}
+	return End{Reason: EndStopped}
+}
+
+// panicMessage finds the kernel's reason for a panic in the console's output.
+func panicMessage(out []byte) (string, bool) {
+	const mark = "Kernel panic - not syncing: "
+	i := strings.LastIndex(string(out), mark)
+	if i < 0 {
+		return "", false
+	}
+	msg, _, _ := strings.Cut(string(out[i+len(mark):]), "\n")
+	return strings.TrimSpace(msg), true
+}
+
+// Stop asks the guest to shut down: the workload gets its stop signal and up to grace to end, then the guest powers off. If the guest
+// does not make it until ctx is done or a few seconds past grace, the VM is stopped by force. It returns when the VM has ended.
+func (vm *VM) Stop(ctx context.Context, grace time.Duration) error {
+	vm.mu.Lock()
+	vm.stopping = true
+	vm.mu.Unlock()
+	const powerOff = 5 * time.Second // for syncing and unmounting, after the workload is gone
+	ctx, cancel := context.WithTimeout(ctx, grace+powerOff)
+	defer cancel()
+	go vm.agent.Shutdown(ctx, grace) // its failure shows as the VM not ending
+	select {
+	case <-vm.Done():
+	case <-ctx.Done():
+		vm.Kill()
+	}
+	<-vm.Done()
+	return nil
+}
+
+// Kill ends the VM at once, without asking the guest, and returns without waiting for the release of its resources.
+func (vm *VM) Kill() {
+	vm.mu.Lock()
+	vm.stopping = true
+	vm.mu.Unlock()
+	vm.machine.Stop()
+}
+
+// Close ends the VM by force if it still runs and waits until everything is released: memory, files, listeners. Closing twice is allowed.
+func (vm *VM) Close() error {
+	vm.Kill()
+	vm.mu.Lock()
+	forwards := make([]*Forward, 0, len(vm.forwards))
+	for f := range vm.forwards {
+		forwards = append(forwards, f)
+	}
+	vm.mu.Unlock()
+	for _, f := range forwards {
+		f.Close()
+	}
+	if vm.agent != nil {
+		vm.agent.Close()
+	}
+	<-vm.machine.Done()
+	return nil
+}
+
+// wrapEnded gives err its operation, and ErrVMEnded as its code if the VM is no more.
+func (vm *VM) wrapEnded(op string, err error) error {
+	if err == nil {
+		return nil
+	}
+	select {
+	case <-vm.Done():
+		if !errors.Is(err, context.Canceled) {
+			return &Error{Code: ErrVMEnded, Op: op, Object: vm.id, Err: fmt.Errorf("the VM has ended (%v): %w", vm.End(), err)}
+		}
+	default:
+	}
+	return wrap(op, vm.id, err)
+}
+
+// OpenAgent opens another control connection to the guest's agent, as a raw stream: the way for another process, over a socket of
+// the caller's, to use package agent on this VM.
+func (vm *VM) OpenAgent(ctx context.Context) (net.Conn, error) {
+	conn, err := vm.vsock.Dial(ctx, agent.ControlPort)
+	return conn, vm.wrapEnded("connect to the agent of VM", err)
+}
+
+// ReadFile opens a file of the guest for reading.
+func (vm *VM) ReadFile(ctx context.Context, path string) (io.ReadCloser, error) {
+	r, err := vm.agent.ReadFile(ctx, path)
+	return r, vm.wrapEnded("read "+path+" in VM", err)
+}
+
+// WriteFile creates or replaces a file of the guest with what r yields. The file appears under its name only when all of it is
+// written; a failure leaves the old one.
+func (vm *VM) WriteFile(ctx context.Context, path string, r io.Reader, mode os.FileMode) error {
+	return vm.wrapEnded("write "+path+" in VM", vm.agent.WriteFile(ctx, path, r, mode))
+}
