@@ -1,0 +1,142 @@
+package oci
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"os"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/supermachine/supermachine/core/oci/erofs"
+)
+
+// maxDownloads is how many blobs are downloaded at once.
+const maxDownloads = 3
+
+// convert writes the image's layers as one EROFS image into an empty file,
+// fetching those that are remote meanwhile.
+func (p *puller) convert(ctx context.Context, f *os.File, key string) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	group, ctx := errgroup.WithContext(ctx)
+	fetches := p.startFetches(ctx, group)
+	err := p.apply(ctx, f, key, fetches)
+	if err != nil {
+		cancel()
+	}
+	// A failed download cancels the conversion; the reason is the download's error then.
+	if failed := group.Wait(); failed != nil && (err == nil || isContextError(err)) {
+		err = failed
+	}
+	for _, fetch := range fetches {
+		fetch.close()
+	}
+	return err
+}
+
+// startFetches begins to download the layers in order. It returns none for local sources.
+func (p *puller) startFetches(ctx context.Context, group *errgroup.Group) map[string]*fetch {
+	fetches := map[string]*fetch{}
+	if !p.src.remote() {
+		return fetches
+	}
+	var queue []*fetch
+	for i, l := range p.image.layers {
+		if fetches[l.Digest.Hex] == nil {
+			note := p.progress.layer(EventFetch, i)
+			f := newFetch(p.store, p.src, l.Descriptor, p.network.retryDelay, note)
+			fetches[l.Digest.Hex] = f
+			queue = append(queue, f)
+		}
+	}
+	next := make(chan *fetch, len(queue))
+	for _, f := range queue {
+		next <- f
+	}
+	close(next)
+	for range maxDownloads {
+		group.Go(func() error {
+			for f := range next {
+				if err := f.run(ctx); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	return fetches
+}
+
+func (p *puller) apply(ctx context.Context, f *os.File, key string, fetches map[string]*fetch) error {
+	var uuid [16]byte
+	hex.Decode(uuid[:], []byte(key[:32]))
+	w := erofs.NewWriter(f, uuid)
+	a := &applier{tree: newTree(w, p.limits)}
+	budget := p.limits.Bytes
+	for i, l := range p.image.layers {
+		src, err := p.openLayer(ctx, l, fetches)
+		if err != nil {
+			return err
+		}
+		n, err := applyLayer(ctx, a, src, l.diffID, budget, p.progress.layer(EventConvert, i))
+		src.Close()
+		if err != nil {
+			return withContext(err, "apply layer", "", l.Digest.String())
+		}
+		budget -= n
+	}
+	if err := w.Finish(a.root); err != nil {
+		return storeError(err)
+	}
+	return nil
+}
+
+// openLayer returns a layer's blob, checked against its digest while it is read.
+func (p *puller) openLayer(ctx context.Context, l layer, fetches map[string]*fetch) (io.ReadCloser, error) {
+	if f := fetches[l.Digest.Hex]; f != nil {
+		return io.NopCloser(f.reader(ctx)), nil
+	}
+	blob, _, err := p.src.blob(ctx, l.Descriptor, 0)
+	if err != nil || !p.src.hashed() {
+		return blob, err
+	}
+	return struct {
+		io.Reader
+		io.Closer
+	}{newCheckReader(blob, l.Descriptor), blob}, nil
+}
+
+// applyLayer applies one layer from its blob and returns its uncompressed size.
+func applyLayer(ctx context.Context, a *applier, blob io.Reader, diffID string, budget int64, note func(int64)) (int64, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	counted := &countingReader{r: blob, note: note}
+	s := newLayerStream(ctx, counted, budget)
+	defer s.wait()
+	defer cancel()
+	if err := a.apply(ctx, s); err != nil {
+		return 0, err
+	}
+	if _, err := io.Copy(io.Discard, s); err != nil {
+		return 0, err
+	}
+	if s.diffID != diffID {
+		return 0, &Error{Kind: ErrDigestMismatch, Err: fmt.Errorf("its contents have the diff ID %s instead of %s", s.diffID, diffID)}
+	}
+	return s.total, nil
+}
+
+// countingReader reports how far a blob has been read.
+type countingReader struct {
+	r    io.Reader
+	n    int64
+	note func(int64)
+}
+
+func (c *countingReader) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.n += int64(n)
+	c.note(c.n)
+	return n, err
+}
