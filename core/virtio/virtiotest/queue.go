@@ -48,6 +48,7 @@ type Queue struct {
 	kicked            uint16 // availIdx at the last Kick
 	free              []uint16
 	fence             uint32
+	notify            [4]byte // what Kick writes
 }
 
 // Size returns the number of entries.
@@ -179,7 +180,8 @@ func (q *Queue) WantsKick() bool {
 // Kick notifies the device, whether it asked for it or not; the device's work is done on the caller's goroutine.
 func (q *Queue) Kick() {
 	q.kicked = q.availIdx
-	q.d.Write32(RegQueueNotify, uint32(q.index))
+	binary.LittleEndian.PutUint32(q.notify[:], uint32(q.index))
+	q.d.MMIO.Write(RegQueueNotify, q.notify[:])
 }
 
 // Submit writes a chain of the buffers, offers it and notifies the device. It returns the chain's head.
