@@ -2,7 +2,9 @@ package oci
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -83,6 +85,7 @@ func (p *puller) apply(ctx context.Context, f *os.File, key string, fetches map[
 		n, err := applyLayer(ctx, a, src, l.diffID, budget, p.progress.layer(EventConvert, i))
 		src.Close()
 		if err != nil {
+			err = p.explain(ctx, err, l, fetches)
 			return withContext(err, "apply layer", "", l.Digest.String())
 		}
 		budget -= n
@@ -93,7 +96,7 @@ func (p *puller) apply(ctx context.Context, f *os.File, key string, fetches map[
 	return nil
 }
 
-// openLayer returns a layer's blob, checked against its digest while it is read.
+// openLayer returns a layer's blob, checked against its descriptor while it is read.
 func (p *puller) openLayer(ctx context.Context, l layer, fetches map[string]*fetch) (io.ReadCloser, error) {
 	if f := fetches[l.Digest.Hex]; f != nil {
 		return io.NopCloser(f.reader(ctx)), nil
@@ -102,10 +105,34 @@ func (p *puller) openLayer(ctx context.Context, l layer, fetches map[string]*fet
 	if err != nil || !p.src.hashed() {
 		return blob, err
 	}
+	check := &checkReader{r: blob, desc: l.Descriptor}
+	// The digest of an uncompressed layer is its diff ID, which is checked anyway.
+	if l.Digest.String() != l.diffID {
+		check.sum = sha256.New()
+	}
 	return struct {
 		io.Reader
 		io.Closer
-	}{newCheckReader(blob, l.Descriptor), blob}, nil
+	}{check, blob}, nil
+}
+
+// explain returns the better reason why a layer could not be applied: if its
+// bytes are not what its digest says, that is why they made no sense.
+func (p *puller) explain(ctx context.Context, err error, l layer, fetches map[string]*fetch) error {
+	if !errors.Is(err, ErrInvalidImage) || !p.src.hashed() {
+		return err
+	}
+	var damaged error
+	if f := fetches[l.Digest.Hex]; f != nil {
+		damaged = f.wait(ctx)
+	} else if blob, _, openErr := p.src.blob(ctx, l.Descriptor, 0); openErr == nil {
+		defer blob.Close()
+		_, damaged = io.Copy(io.Discard, &checkReader{r: blob, desc: l.Descriptor, sum: sha256.New()})
+	}
+	if errors.Is(damaged, ErrDigestMismatch) {
+		return damaged
+	}
+	return err
 }
 
 // applyLayer applies one layer from its blob and returns its uncompressed size.

@@ -261,21 +261,36 @@ func (r *followReader) Read(p []byte) (int, error) {
 	}
 }
 
+// wait returns how the download ended, nil if it went well, once it has.
+func (f *fetch) wait(ctx context.Context) error {
+	for {
+		f.mu.Lock()
+		done, err, changed := f.done, f.err, f.changed
+		f.mu.Unlock()
+		if done {
+			return err
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
 // checkReader checks a local blob against its descriptor while it is read to its end.
 type checkReader struct {
 	r    io.Reader
-	sum  hash.Hash
-	n    int64
 	desc v1.Descriptor
-}
-
-func newCheckReader(r io.Reader, d v1.Descriptor) *checkReader {
-	return &checkReader{r: r, sum: sha256.New(), desc: d}
+	sum  hash.Hash // nil to check the size only
+	n    int64
 }
 
 func (c *checkReader) Read(p []byte) (int, error) {
 	n, err := c.r.Read(p)
-	c.sum.Write(p[:n])
+	if c.sum != nil {
+		c.sum.Write(p[:n])
+	}
 	c.n += int64(n)
 	digest := c.desc.Digest.String()
 	switch {
@@ -283,11 +298,11 @@ func (c *checkReader) Read(p []byte) (int, error) {
 		return 0, &Error{Kind: ErrDigestMismatch, Digest: digest, Err: fmt.Errorf("the blob is longer than its %d bytes", c.desc.Size)}
 	case err == io.EOF && c.n < c.desc.Size:
 		return n, &Error{Kind: ErrDigestMismatch, Digest: digest, Err: fmt.Errorf("the blob ends after %d of %d bytes", c.n, c.desc.Size)}
-	case err == io.EOF:
+	case err == io.EOF && c.sum != nil:
 		if got := hex.EncodeToString(c.sum.Sum(nil)); got != c.desc.Digest.Hex {
 			return n, &Error{Kind: ErrDigestMismatch, Digest: digest, Err: fmt.Errorf("the blob's digest is sha256:%s", got)}
 		}
-	case err != nil:
+	case err != nil && err != io.EOF:
 		return n, readError(err, digest)
 	}
 	return n, err

@@ -52,3 +52,14 @@ func TestPullFromRegistry(t *testing.T) {
 		require.Equal(t, want, string(content))
 	}
 }
+
+// requireEmptyStore checks that nothing at all is left of a failed pull.
+func requireEmptyStore(t testing.TB, s *oci.Store) {
+	t.Helper()
+	require.NoError(t, fs.WalkDir(os.DirFS(s.Dir()), ".", func(path string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() && path != "locks/store" && path != "locks/records" {
+			t.Errorf("left in the store: %s", path)
+		}
+		return err
+	}))
+}
