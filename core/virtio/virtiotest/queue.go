@@ -70,6 +70,9 @@ func (d *Driver) In(n int) Buffer {
 	return Buffer{Addr: addr, Bytes: b, Writable: true}
 }
 
+// Table returns the descriptor table.
+func (q *Queue) Table() []byte { return q.desc }
+
 // SetDesc writes entry i of the descriptor table.
 func (q *Queue) SetDesc(i int, e Desc) { PutDesc(q.desc, i, e) }
 
