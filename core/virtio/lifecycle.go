@@ -55,11 +55,11 @@ func (t *MMIO) activate() bool {
 		t.fail(err)
 		return true
 	}
-	paused := t.run.Or(runActive)&runPaused != 0
-	if p, ok := t.dev.(Pauser); ok && paused {
+	if t.run.Or(runActive)&runPaused == 0 {
+		t.announce()
+	} else if p, ok := t.dev.(Pauser); ok {
 		p.Pause()
 	}
-	t.announce()
 	return true
 }
 

@@ -116,6 +116,9 @@ func (t *MMIO) Restore(s State) error {
 	t.status.Store(s.Status &^ StatusDriverOK)
 	if s.Status&StatusDriverOK != 0 {
 		t.activate()
+		if err := t.Failure(); err != nil && s.Failure == "" {
+			return bad("activate", err)
+		}
 	}
 	t.isr.Or(s.InterruptStatus)
 	return nil

@@ -1,6 +1,7 @@
 package virtio_test
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -167,6 +168,11 @@ func TestRestoreRefuses(t *testing.T) {
 	t.Run("device in use", func(t *testing.T) {
 		d := virtiotest.Start(t, &echo{}, 0)
 		require.ErrorContains(t, d.MMIO.Restore(saved(t, d)), "in use")
+	})
+	t.Run("device does not start", func(t *testing.T) {
+		d := virtiotest.Start(t, &echo{}, 0)
+		n := d.Reattach(&echo{activateErr: errors.New("no disk")}, d.CopyMemory())
+		require.ErrorContains(t, n.MMIO.Restore(saved(t, d)), "no disk")
 	})
 	t.Run("hostile available index", func(t *testing.T) {
 		d := virtiotest.Start(t, &echo{}, 0)

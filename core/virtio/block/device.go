@@ -135,8 +135,9 @@ func (d *Device) Activate(env *virtio.Env) error {
 	return nil
 }
 
-// Reset implements virtio.Device.
-func (d *Device) Reset() { d.env = nil }
+// Reset implements virtio.Device. It also forgets the last request's slices: guest memory may be unmapped soon, and its addresses
+// used by the Go heap, where the garbage collector takes a stale pointer for corruption.
+func (d *Device) Reset() { d.env, d.data = nil, Vec{} }
 
 // Close implements virtio.Device.
 func (d *Device) Close() error { return d.backend.Close() }

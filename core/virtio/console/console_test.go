@@ -107,7 +107,7 @@ func TestSize(t *testing.T) {
 	require.Equal(t, []byte{80, 0, 25, 0}, d.Config(0, 4))
 	gen := d.Read32(virtiotest.RegConfigGeneration)
 	dev.SetSize(300, 50)
-	require.EqualValues(t, 2, d.WaitInterrupt(), "§5.3.4: a configuration change notification")
+	require.EqualValues(t, 2, d.WaitInterrupt(), "§5.3.6: a configuration change notification")
 	require.NotEqual(t, gen, d.Read32(virtiotest.RegConfigGeneration))
 	require.Equal(t, []byte{44, 1, 50, 0}, d.Config(0, 4))
 
@@ -234,11 +234,11 @@ func FuzzRing(f *testing.F) {
 
 // FuzzQueues lets the console work on rings of arbitrary bytes.
 func FuzzQueues(f *testing.F) {
-	table := make([]byte, 16)
-	virtiotest.PutDesc(table, 0, virtiotest.Desc{Addr: virtiotest.Base + 0x8000, Len: 8, Flags: virtiotest.Write})
-	f.Add(table, uint16(1), []byte("input"))
-	virtiotest.PutDesc(table, 0, virtiotest.Desc{Addr: virtiotest.Base + 0x8000, Len: 8})
-	f.Add(table, uint16(1), []byte("input"))
+	for _, flags := range []uint16{0, virtiotest.Write, virtiotest.Indirect} {
+		table := make([]byte, 16)
+		virtiotest.PutDesc(table, 0, virtiotest.Desc{Addr: virtiotest.Base + 0x8000, Len: 16, Flags: flags})
+		f.Add(table, uint16(1), []byte("input"))
+	}
 	f.Fuzz(func(t *testing.T, table []byte, idx uint16, input []byte) {
 		dev := New(Config{Log: NewRing(100)})
 		d := virtiotest.New(t, dev, 64<<10)

@@ -18,7 +18,7 @@ func TestFillsBuffers(t *testing.T) {
 		lengths []int
 		want    int
 	}{
-		// §5.4.6.1: one or more random bytes are placed into the buffer.
+		// §5.4.6.2: one or more random bytes are placed into the buffer.
 		{"one byte", []int{1}, 1},
 		{"as Linux asks", []int{64}, 64},
 		{"several descriptors", []int{100, 1, 100}, 201},
