@@ -3,11 +3,11 @@ package core
 import (
 	"context"
 	"errors"
-	"io"
 	"net"
 	"sync"
 
 	"github.com/supermachine/supermachine/core/agent"
+	"github.com/supermachine/supermachine/core/agent/wire"
 )
 
 // Connect opens a byte stream to a TCP port on the guest's loopback address, where its server listens.
@@ -79,29 +79,7 @@ func (f *Forward) accept() {
 				return // the client sees its connection closed, as from a port where nothing listens
 			}
 			defer guest.Close()
-			Splice(host, guest)
+			wire.Splice(host, guest)
 		}()
 	}
-}
-
-// Splice copies bytes both ways between two connections until both directions have ended, passing on half-closes.
-func Splice(a, b net.Conn) {
-	var wg sync.WaitGroup
-	wg.Add(2)
-	copyHalf := func(dst, src net.Conn) {
-		defer wg.Done()
-		if _, err := io.Copy(dst, src); err != nil {
-			dst.Close()
-			src.Close()
-			return
-		}
-		if half, ok := dst.(interface{ CloseWrite() error }); ok {
-			half.CloseWrite()
-		} else {
-			dst.Close()
-		}
-	}
-	go copyHalf(a, b)
-	go copyHalf(b, a)
-	wg.Wait()
 }

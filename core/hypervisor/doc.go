@@ -100,11 +100,16 @@ type UnavailableError struct {
 	Err    error  // the cause, may be nil
 }
 
-func (e *UnavailableError) Error() string {
-	s := fmt.Sprintf("%v: %s", ErrUnavailable, e.Reason)
+// Cause returns the reason together with the underlying error, if there is one.
+func (e *UnavailableError) Cause() string {
 	if e.Err != nil {
-		s += fmt.Sprintf(" (%v)", e.Err)
+		return fmt.Sprintf("%s (%v)", e.Reason, e.Err)
 	}
+	return e.Reason
+}
+
+func (e *UnavailableError) Error() string {
+	s := fmt.Sprintf("%v: %s", ErrUnavailable, e.Cause())
 	if e.Fix != "" {
 		s += "; " + e.Fix
 	}

@@ -1,0 +1,187 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/supermachine/supermachine/core/agent/wire"
+)
+
+// ExecRequest says what to run in the guest, and where its streams go.
+type ExecRequest struct {
+	Args    []string      // the program and its arguments; the program is looked up in the guest's PATH unless it has a slash
+	Env     []string      // NAME=value, over the image's environment
+	Dir     string        // working directory; default: the image's
+	User    string        // NAME|UID[:GROUP|GID]; default: the image's
+	TTY     bool          // run it on a terminal: Stdout gets everything
+	Rows    uint16        // size of the terminal; default 24 by 80
+	Cols    uint16        //
+	Timeout time.Duration // kill the process group after this; 0 = never. The guest keeps it, so it fires whatever the host does.
+	Main    bool          // this is the workload, which gets the stop signal when the guest is shut down
+
+	Stdin  io.Reader // nil: empty. It is read until its end or the process's exit; a blocked Read delays nothing
+	Stdout io.Writer // nil: discarded. A slow Writer slows the process down
+	Stderr io.Writer // nil: discarded
+}
+
+// ExitStatus is how a process ended.
+type ExitStatus struct {
+	Code      int            // exit status, 0 to 255; 128 + Signal if a signal ended the process
+	Signal    syscall.Signal // the signal that ended the process, 0 if it exited
+	TimedOut  bool           // ExecRequest.Timeout passed and the process group was killed
+	Truncated bool           // a background child still held the output when the process exited; what it wrote later is lost
+	Duration  time.Duration  // from the request to the result, on the host's clock
+	User      time.Duration  // CPU time in user mode
+	System    time.Duration  // CPU time in the guest's kernel
+	MaxRSS    int64          // most memory resident at once, in bytes
+}
+
+// Process is a running program in the guest.
+type Process struct {
+	s      *stream
+	pid    int
+	start  time.Time
+	stop   func() bool
+	copies sync.WaitGroup
+
+	mu       sync.Mutex
+	writeErr error // the first failure of Stdout or Stderr
+}
+
+// Exec starts a program. It returns once the program runs, or an *Error if the guest cannot run it. When ctx is done the whole
+// process group is killed.
+func (c *Client) Exec(ctx context.Context, req ExecRequest) (*Process, error) {
+	p := &Process{start: time.Now()}
+	s, err := c.open(wire.Request{Exec: &wire.Exec{
+		Args: req.Args, Env: req.Env, Dir: req.Dir, User: req.User, TTY: req.TTY, Rows: req.Rows, Cols: req.Cols,
+		Timeout: req.Timeout, Main: req.Main, Stdin: req.Stdin != nil,
+	}})
+	if err != nil {
+		return nil, err
+	}
+	p.s = s
+	reply, err := s.started(ctx)
+	if err != nil {
+		return nil, err
+	}
+	p.pid = reply.PID
+	p.stop = context.AfterFunc(ctx, func() { s.abandon(ctx.Err()) })
+	p.copies.Add(2)
+	go p.copyOut(s.out, req.Stdout)
+	go p.copyOut(s.err, req.Stderr)
+	if req.Stdin != nil {
+		go func() { // not waited for: its Read may block for ever
+			io.CopyBuffer(struct{ io.Writer }{s.in}, req.Stdin, make([]byte, wire.MaxData))
+			s.in.CloseWrite()
+		}()
+	}
+	return p, nil
+}
+
+// copyOut hands a channel's data to w until the channel ends. If w fails the rest is read and dropped, so that the process can end.
+func (p *Process) copyOut(from *wire.Inbox, w io.Writer) {
+	defer p.copies.Done()
+	for {
+		b, err := from.Next()
+		if err != nil {
+			return
+		}
+		if w == nil {
+			continue
+		}
+		if _, err := w.Write(b); err != nil {
+			p.mu.Lock()
+			if p.writeErr == nil {
+				p.writeErr = err
+			}
+			p.mu.Unlock()
+			w = nil
+		}
+	}
+}
+
+// PID returns the process's ID in the guest.
+func (p *Process) PID() int { return p.pid }
+
+// Wait blocks until the process has ended and all its output is written. The error is about running it or about Stdout and
+// Stderr; a process that fails on its own account is told by the ExitStatus alone.
+func (p *Process) Wait() (ExitStatus, error) {
+	<-p.s.ended
+	p.copies.Wait()
+	p.stop()
+	r, err := p.s.result, p.s.failure
+	if err != nil {
+		return ExitStatus{}, err
+	}
+	st := ExitStatus{
+		Code: r.Code, Signal: syscall.Signal(r.Signal), TimedOut: r.TimedOut, Truncated: r.Truncated,
+		Duration: time.Since(p.start), User: r.User, System: r.System, MaxRSS: r.MaxRSS,
+	}
+	if r.Signal != 0 {
+		st.Code = 128 + r.Signal
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return st, p.writeErr
+}
+
+// Signal sends a signal to the process's group. After the process has ended it does nothing.
+func (p *Process) Signal(sig syscall.Signal) error {
+	return p.s.c.w.Send(wire.TypeSignal, p.s.id, 0, wire.Signal{Number: int(sig)})
+}
+
+// Kill ends the whole process group at once; Wait tells how it ended.
+func (p *Process) Kill() error { return p.Signal(syscall.SIGKILL) }
+
+// Resize changes the size of the process's terminal.
+func (p *Process) Resize(rows, cols uint16) error {
+	return p.s.c.w.Send(wire.TypeResize, p.s.id, 0, wire.Resize{Rows: rows, Cols: cols})
+}
+
+// Output is what a program wrote and how it ended.
+type Output struct {
+	Stdout, Stderr []byte
+	ExitStatus
+}
+
+// MaxOutput is the most bytes that Run collects of each of stdout and stderr.
+const MaxOutput = 64 << 20
+
+// ErrOutputTooLarge means that a program run by Run wrote more than MaxOutput; it was killed.
+var ErrOutputTooLarge = errors.New("the program wrote more output than can be collected")
+
+// Run runs a program to its end and collects its output. Stdout and Stderr of req must be nil.
+func (c *Client) Run(ctx context.Context, req ExecRequest) (Output, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var out, errOut bytes.Buffer
+	req.Stdout, req.Stderr = &limited{w: &out, full: cancel}, &limited{w: &errOut, full: cancel}
+	p, err := c.Exec(ctx, req)
+	if err != nil {
+		return Output{}, err
+	}
+	st, err := p.Wait()
+	if cause := context.Cause(ctx); err != nil && cause != nil {
+		err = cause
+	}
+	return Output{out.Bytes(), errOut.Bytes(), st}, err
+}
+
+// limited writes up to MaxOutput bytes and then cancels the run.
+type limited struct {
+	w    *bytes.Buffer
+	full context.CancelCauseFunc
+}
+
+func (l *limited) Write(p []byte) (int, error) {
+	if l.w.Len()+len(p) > MaxOutput {
+		l.full(ErrOutputTooLarge)
+		return 0, ErrOutputTooLarge
+	}
+	return l.w.Write(p)
+}

@@ -1,0 +1,135 @@
+package wire
+
+import "time"
+
+// Hello opens a connection, from both ends.
+type Hello struct {
+	Version int    `msgpack:"version"`
+	Agent   string `msgpack:"agent,omitempty"` // build of the sender, for messages
+}
+
+// Request starts a stream: exactly one of its fields is set.
+type Request struct {
+	Exec     *Exec      `msgpack:"exec,omitempty"`
+	Read     *ReadFile  `msgpack:"read,omitempty"`
+	Write    *WriteFile `msgpack:"write,omitempty"`
+	Ping     *struct{}  `msgpack:"ping,omitempty"`
+	Shutdown *Shutdown  `msgpack:"shutdown,omitempty"`
+}
+
+// Exec runs a program in the workload's namespaces, in a session and process group of its own.
+type Exec struct {
+	Args    []string      `msgpack:"args"`              // Args[0] is looked up in PATH unless it has a slash
+	Env     []string      `msgpack:"env,omitempty"`     // NAME=value, over the image's environment
+	Dir     string        `msgpack:"dir,omitempty"`     // working directory; default: the image's
+	User    string        `msgpack:"user,omitempty"`    // NAME|UID[:GROUP|GID]; default: the image's
+	TTY     bool          `msgpack:"tty,omitempty"`     // stdin, stdout and stderr are one terminal
+	Rows    uint16        `msgpack:"rows,omitempty"`    // size of the terminal
+	Cols    uint16        `msgpack:"cols,omitempty"`    //
+	Stdin   bool          `msgpack:"stdin,omitempty"`   // the client will send on ChannelIn; else stdin is empty
+	Timeout time.Duration `msgpack:"timeout,omitempty"` // kill the process group after this; 0 = never
+	Main    bool          `msgpack:"main,omitempty"`    // this is the workload: Shutdown sends it the image's stop signal
+}
+
+// ReadFile sends a file on ChannelOut. Reply.Size is its size.
+type ReadFile struct {
+	Path string `msgpack:"path"`
+}
+
+// WriteFile creates or replaces a file, atomically, by what comes on ChannelIn until EOF.
+type WriteFile struct {
+	Path string `msgpack:"path"`
+	Mode uint32 `msgpack:"mode"` // permission bits
+}
+
+// Shutdown stops the workload and then the guest. The result comes before the guest goes down.
+type Shutdown struct {
+	Grace time.Duration `msgpack:"grace"` // between the workload's stop signal and SIGKILL
+}
+
+// Signal is a signal for an exec's process group, by Linux's number.
+type Signal struct {
+	Number int `msgpack:"number"`
+}
+
+// Resize is a new size of an exec's terminal.
+type Resize struct {
+	Rows uint16 `msgpack:"rows"`
+	Cols uint16 `msgpack:"cols"`
+}
+
+// Window grants bytes.
+type Window struct {
+	Bytes uint32 `msgpack:"bytes"`
+}
+
+// Reply is the first answer to a request that has begun.
+type Reply struct {
+	PID  int    `msgpack:"pid,omitempty"`  // of an exec, in the workload's PID namespace
+	Size int64  `msgpack:"size,omitempty"` // of a file
+	Mode uint32 `msgpack:"mode,omitempty"` // of a file
+}
+
+// Result ends a stream.
+type Result struct {
+	Error     *Error        `msgpack:"error,omitempty"`     // the request failed; the rest is unset
+	Code      int           `msgpack:"code,omitempty"`      // exit status of an exec, 0 to 255
+	Signal    int           `msgpack:"signal,omitempty"`    // the signal that ended it, if one did
+	TimedOut  bool          `msgpack:"timed_out,omitempty"` // Exec.Timeout passed
+	Truncated bool          `msgpack:"truncated,omitempty"` // a background child held the output open: what it writes later is lost
+	User      time.Duration `msgpack:"user,omitempty"`      // CPU time in user mode
+	System    time.Duration `msgpack:"system,omitempty"`    // CPU time in the kernel
+	MaxRSS    int64         `msgpack:"max_rss,omitempty"`   // bytes
+}
+
+// Kinds of Error.
+const (
+	KindCommandNotFound = "command_not_found"
+	KindNotExecutable   = "not_executable"
+	KindNotFound        = "not_found"   // a path or a user does not exist
+	KindInvalid         = "invalid"     // the request makes no sense
+	KindPermission      = "permission"  // the guest's kernel says no
+	KindRefused         = "refused"     // nothing listens on the port
+	KindNoSpace         = "no_space"    // the guest's disk is full
+	KindUnavailable     = "unavailable" // the guest is going down
+	KindIO              = "io"          // anything else
+)
+
+// Error is a failure in the guest.
+type Error struct {
+	Kind    string `msgpack:"kind"`
+	Message string `msgpack:"message"`
+}
+
+func (e *Error) Error() string { return e.Message }
+
+// Stopping announces that the guest is going down.
+type Stopping struct {
+	Reason string `msgpack:"reason"` // StopPowerOff or StopReboot
+}
+
+// Reasons of Stopping.
+const (
+	StopPowerOff = "poweroff" // by Shutdown, or because the workload powered its container off
+	StopReboot   = "reboot"   // the workload rebooted its container
+)
+
+// ProxyRequest is the one frame's body on a connection to ProxyPort; a Result body answers it.
+type ProxyRequest struct {
+	Port uint16 `msgpack:"port"` // TCP, on the guest's loopback address
+}
+
+// BootConfig is what the host tells init, as the file /config.msgpack in the initramfs.
+type BootConfig struct {
+	Hostname   string    `msgpack:"hostname"`
+	Root       string    `msgpack:"root"`        // block device of the image's EROFS file system
+	Scratch    string    `msgpack:"scratch"`     // block device of the writable layer's ext4 file system
+	Env        []string  `msgpack:"env"`         // the image's environment
+	Dir        string    `msgpack:"dir"`         // the image's working directory
+	User       string    `msgpack:"user"`        // the image's user
+	StopSignal string    `msgpack:"stop_signal"` // the image's, such as "SIGTERM" or "15"
+	Time       time.Time `msgpack:"time"`        // the host's clock
+}
+
+// BootConfigPath is where init finds its BootConfig.
+const BootConfigPath = "/config.msgpack"

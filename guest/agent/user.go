@@ -1,0 +1,131 @@
+package agent
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/supermachine/supermachine/core/agent/wire"
+)
+
+// user is whom a program runs as.
+type user struct {
+	uid, gid uint32
+	groups   []uint32 // supplementary
+	home     string
+}
+
+// Bounds on what an image's account files may cost.
+const (
+	maxAccountFile = 8 << 20
+	maxAccountLine = 64 << 10
+	maxGroups      = 1 << 16 // NGROUPS_MAX
+)
+
+// lookupUser resolves NAME|UID[:GROUP|GID] by the container's /etc/passwd and /etc/group, on a thread that is inside. A number need not
+// be in the files.
+func lookupUser(spec string) (user, error) {
+	passwd, err := openAccounts("/etc/passwd")
+	if err != nil {
+		return user{}, err
+	}
+	defer passwd.Close()
+	group, err := openAccounts("/etc/group")
+	if err != nil {
+		return user{}, err
+	}
+	defer group.Close()
+	return resolveUser(spec, passwd, group)
+}
+
+// openAccounts opens a file that may be missing, which is as good as empty.
+func openAccounts(path string) (io.ReadCloser, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|openNonblock, 0)
+	if os.IsNotExist(err) {
+		return io.NopCloser(strings.NewReader("")), nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return struct {
+		io.Reader
+		io.Closer
+	}{io.LimitReader(f, maxAccountFile), f}, nil
+}
+
+func resolveUser(spec string, passwd, group io.Reader) (user, error) {
+	name, groupName, hasGroup := strings.Cut(spec, ":")
+	u := user{home: "/"}
+	uid, numErr := parseID(name)
+	u.uid = uid
+	found := false
+	login := name
+	scanAccounts(passwd, 7, func(f []string) bool {
+		id, err := parseID(f[2])
+		if err != nil || f[0] != name && (numErr != nil || id != uid) {
+			return true
+		}
+		gid, err := parseID(f[3])
+		if err != nil {
+			return true
+		}
+		found, login = true, f[0]
+		u.uid, u.gid, u.home = id, gid, firstOf(f[5], "/")
+		return false
+	})
+	if !found && numErr != nil {
+		return u, &wire.Error{Kind: wire.KindNotFound, Message: fmt.Sprintf("user %q is not in the image's /etc/passwd", name)}
+	}
+	if u.uid == 0 && !found {
+		u.home = "/root"
+	}
+	gid, gidErr := parseID(groupName)
+	if hasGroup && gidErr == nil {
+		u.gid = gid
+	}
+	groupFound := !hasGroup || gidErr == nil
+	scanAccounts(group, 4, func(f []string) bool {
+		id, err := parseID(f[2])
+		if err != nil {
+			return true
+		}
+		switch {
+		case hasGroup && f[0] == groupName && !groupFound:
+			u.gid, groupFound = id, true
+		case !hasGroup && found && len(u.groups) < maxGroups:
+			for _, member := range strings.Split(f[3], ",") {
+				if member == login {
+					u.groups = append(u.groups, id)
+					break
+				}
+			}
+		}
+		return true
+	})
+	if !groupFound {
+		return u, &wire.Error{Kind: wire.KindNotFound, Message: fmt.Sprintf("group %q is not in the image's /etc/group", groupName)}
+	}
+	return u, nil
+}
+
+func parseID(s string) (uint32, error) {
+	n, err := strconv.ParseUint(s, 10, 32)
+	if err == nil && n == 1<<32-1 {
+		err = strconv.ErrRange // -1 means "unchanged" to the kernel
+	}
+	return uint32(n), err
+}
+
+// scanAccounts calls f with the fields of every line that has at least n of them, until it returns false.
+func scanAccounts(r io.Reader, n int, f func([]string) bool) {
+	sc := bufio.NewScanner(r)
+	sc.Buffer(nil, maxAccountLine)
+	for sc.Scan() {
+		if fields := strings.Split(sc.Text(), ":"); len(fields) >= n && !f(fields) {
+			return
+		}
+	}
+}

@@ -1,0 +1,143 @@
+// Command init is PID 1 of the guest: it mounts the image's root file system, makes the workload's container, serves the agent and takes
+// the guest down. Run as "reaper" it is PID 1 of that container.
+package main
+
+import (
+	"fmt"
+	"os"
+	"runtime/debug"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/mdlayher/vsock"
+	"github.com/vmihailenco/msgpack/v5"
+	"golang.org/x/sys/unix"
+
+	"github.com/supermachine/supermachine/core/agent/wire"
+	"github.com/supermachine/supermachine/guest/agent"
+)
+
+func main() {
+	if len(os.Args) > 1 && os.Args[1] == reaperArg {
+		runReaper()
+		return
+	}
+	if os.Getpid() != 1 {
+		fmt.Fprintln(os.Stderr, "this program is the init of a supermachine guest and does nothing elsewhere")
+		os.Exit(1)
+	}
+	debug.SetGCPercent(400) // the heap is a few hundred KiB: fewer collections, hardly more memory
+	if err := boot(); err != nil {
+		fmt.Fprintf(os.Stderr, "\nsupermachine-init: %v\n", err)
+		reset()
+	}
+	select {}
+}
+
+// boot brings the guest up. The agent's listeners come first, so that the host connects while the disks are mounted.
+func boot() error {
+	if err := mountAll(earlyMounts); err != nil {
+		return err
+	}
+	openConsole()
+	server := agent.NewServer()
+	control, err := vsock.Listen(wire.ControlPort, nil)
+	if err != nil {
+		return fmt.Errorf("listen for the host: %w", err)
+	}
+	proxy, err := vsock.Listen(wire.ProxyPort, nil)
+	if err != nil {
+		return fmt.Errorf("listen for the host: %w", err)
+	}
+	go server.Serve(control)
+	go server.ServeProxy(proxy)
+
+	cfg, err := readConfig()
+	if err != nil {
+		return err
+	}
+	setClock(cfg.Time)
+	if err := setup(cfg); err != nil {
+		return err
+	}
+	cgroup, err := makeCgroup()
+	if err != nil {
+		return err
+	}
+	reaper, err := startContainer(cfg, cgroup)
+	if err != nil {
+		return err
+	}
+	err = server.Ready(agent.Config{
+		Defaults:  agent.Defaults{Env: cfg.Env, Dir: cfg.Dir, User: cfg.User, StopSignal: cfg.StopSignal},
+		Container: agent.Container{PID: reaper, Cgroup: cgroup},
+		PowerOff:  func(string) { powerOff(reaper) },
+	})
+	if err != nil {
+		return err
+	}
+	go func() { server.WorkloadEnded(server.Adopt(reaper)) }()
+	return nil
+}
+
+func readConfig() (wire.BootConfig, error) {
+	var cfg wire.BootConfig
+	b, err := os.ReadFile(wire.BootConfigPath)
+	if err != nil {
+		return cfg, err
+	}
+	if err := msgpack.Unmarshal(b, &cfg); err != nil {
+		return cfg, fmt.Errorf("%s: %w", wire.BootConfigPath, err)
+	}
+	return cfg, nil
+}
+
+// setClock steps the clock to the host's where the kernel has no better source.
+func setClock(host time.Time) {
+	if off := time.Since(host); host.IsZero() || off > 0 && off < time.Minute {
+		return
+	}
+	tv := unix.NsecToTimeval(host.UnixNano())
+	unix.Settimeofday(&tv)
+}
+
+// openConsole makes /dev/console this process's output.
+func openConsole() {
+	fd, err := unix.Open("/dev/console", unix.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		return
+	}
+	for i := range 3 {
+		unix.Dup2(fd, i)
+	}
+	if fd > 2 {
+		unix.Close(fd)
+	}
+}
+
+// powerOff ends everything in the container, brings the writable layer to rest and resets the machine, which is how a guest without
+// ACPI ends; the host was told that this is no reboot.
+func powerOff(reaper int) {
+	syscall.Kill(reaper, syscall.SIGKILL) // and with PID 1 all of its namespace
+	unix.Sync()
+	reset()
+}
+
+func reset() {
+	unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
+	fmt.Fprintln(os.Stderr, "supermachine-init: the machine does not reset")
+	select {}
+}
+
+// write sets a kernel parameter that may be missing.
+func write(path, value string) { os.WriteFile(path, []byte(value), 0) }
+
+func setup(cfg wire.BootConfig) error {
+	loopbackUp()
+	write("/proc/sys/kernel/printk", "4")
+	nofile := unix.Rlimit{Cur: 1 << 16, Max: 1 << 20}
+	write("/proc/sys/fs/nr_open", strconv.Itoa(1<<20))
+	unix.Setrlimit(unix.RLIMIT_NOFILE, &nofile)
+	return mountRoot(cfg)
+}
