@@ -131,6 +131,9 @@ func (p *puller) pull(ctx context.Context) (*Image, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		image, err = p.make(ctx, key)
 	}
+	if p.src.remote() && (err == nil || !resumable(err)) {
+		p.store.dropBlobs(p.image.layers)
+	}
 	if err == nil {
 		p.progress.end()
 	}
@@ -158,9 +161,6 @@ func (p *puller) make(ctx context.Context, key string) (*Image, error) {
 	}
 	if err != nil {
 		os.Remove(f.Name())
-	}
-	if p.src.remote() && (err == nil || !resumable(err)) {
-		p.store.dropBlobs(p.image.layers)
 	}
 	return image, err
 }
