@@ -30,6 +30,7 @@ const (
 	// SerialSize is the most bytes that a serial has (virtio 1.2 §5.2.6).
 	SerialSize = 20
 
+	maxQueueSize     = 1024
 	sizeMax          = 1 << 20 // bytes in one descriptor
 	maxRangeSectors  = 1 << 21 // sectors in one discard or write-zeroes range: 1 GiB
 	maxRanges        = 16      // ranges in one discard or write-zeroes request
@@ -69,8 +70,8 @@ func New(c Config) (*Device, error) {
 	if c.QueueSize == 0 {
 		c.QueueSize = DefaultQueueSize
 	}
-	if c.QueueSize < 4 || c.QueueSize > maxIovecs || c.QueueSize&(c.QueueSize-1) != 0 {
-		return nil, fmt.Errorf("block device: queue size %d is not a power of two from 4 to %d", c.QueueSize, maxIovecs)
+	if c.QueueSize < 4 || c.QueueSize > maxQueueSize || c.QueueSize&(c.QueueSize-1) != 0 {
+		return nil, fmt.Errorf("block device: queue size %d is not a power of two from 4 to %d", c.QueueSize, maxQueueSize)
 	}
 	if len(c.Serial) > SerialSize {
 		return nil, fmt.Errorf("block device: serial %q is longer than %d bytes", c.Serial, SerialSize)

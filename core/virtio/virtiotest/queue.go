@@ -182,10 +182,13 @@ func (q *Queue) WantsKick() bool {
 
 // Kick notifies the device, whether it asked for it or not; the device's work is done on the caller's goroutine.
 func (q *Queue) Kick() {
-	q.kicked = q.availIdx
+	q.Kicked()
 	binary.LittleEndian.PutUint32(q.notify[:], uint32(q.index))
 	q.d.MMIO.Write(RegQueueNotify, q.notify[:])
 }
+
+// Kicked tells WantsKick that what was offered so far was announced, or need not be.
+func (q *Queue) Kicked() { q.kicked = q.availIdx }
 
 // Submit writes a chain of the buffers, offers it and notifies the device. It returns the chain's head.
 func (q *Queue) Submit(bufs ...Buffer) uint16 {
