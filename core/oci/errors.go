@@ -11,8 +11,8 @@ import (
 	"github.com/supermachine/supermachine/core/oci/erofs"
 )
 
-// The kinds of failure. Every error of this package except a context's own
-// matches exactly one of them with errors.Is, and is an *Error for errors.As.
+// The kinds of failure. Every error of a Store except a context's own matches
+// exactly one of them with errors.Is, and is an *Error for errors.As.
 var (
 	// ErrInvalidReference means that the reference cannot be parsed.
 	ErrInvalidReference = errors.New("invalid image reference")

@@ -167,6 +167,7 @@ func (d *downloader) run(ctx context.Context) error {
 			return d.mismatch("the blob ends after %d of %d bytes", d.n, d.desc.Size)
 		case errors.Is(err, ErrDigestMismatch) && d.n > 0 && d.n < d.desc.Size:
 			return d.mismatch("the blob ends after %d of %d bytes", d.n, d.desc.Size)
+		case errors.Is(err, errIdle) && d.n > before:
 		case !errors.As(err, &e) || !e.transient:
 			return err
 		}
@@ -194,7 +195,7 @@ func (d *downloader) mismatch(format string, args ...any) error {
 func (d *downloader) request(ctx context.Context) error {
 	body, start, err := d.src.blob(ctx, d.desc, d.n)
 	if err != nil {
-		return err
+		return final(err)
 	}
 	defer body.Close()
 	if _, err := io.CopyN(io.Discard, body, d.n-start); err != nil {
@@ -224,6 +225,17 @@ func (d *downloader) request(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// final marks an error as one after which enough has been tried.
+func final(err error) error {
+	var e *Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	last := *e
+	last.transient = false
+	return &last
 }
 
 // reader returns a reader that waits for what has not arrived yet.

@@ -353,33 +353,6 @@ func TestTooManyLayers(t *testing.T) {
 	require.ErrorIs(t, err, oci.ErrLimit)
 }
 
-// FuzzLayer feeds any bytes as a layer: whatever happens must be an error of
-// ours or an image that an independent reader can walk.
-func FuzzLayer(f *testing.F) {
-	f.Add(Tar(File("a/b", "x"), Symlink("l", "a"), Link("h", "l/b"), Whiteout("a/b"), Opaque("a")))
-	f.Add(Tar(Sparse("s", 1<<20, Piece{Offset: 4096, Data: "data"}), Char("c", 1, 3), FIFO("p"), File("x", "y").Xattr("user.a", "b")))
-	f.Add(Tar(Dir("d").Mode(0o1777), File("../x", ""), File("/abs", ""), Dir("d/.wh.."), Link("d", "d")))
-	long := Tar(File(strings.Repeat("long/", 60)+"name", "x").Time(time.Unix(1, 5)))
-	f.Add(long)
-	f.Add(long[:len(long)/2])
-	f.Add(GzipTar(Tar(File("z", "z"))).Blob)
-	f.Add(Zstd(File("z", "z")).Blob)
-	f.Fuzz(func(t *testing.T, data []byte) {
-		limits := oci.Limits{Bytes: 8 << 20, FileBytes: 4 << 20, Entries: 200}
-		layer := PlainTar(data)
-		if plain, err := oci.Decompress(data, limits.Bytes); err == nil {
-			layer.DiffID = PlainTar(plain).DiffID
-		}
-		image, err := pullLayers(t, oci.PullOptions{Limits: limits}, Plain(File("a/low", "x"), Symlink("d", "a")), layer)
-		if err != nil {
-			var typed *oci.Error
-			require.ErrorAs(t, err, &typed)
-			return
-		}
-		tree(t, openImage(t, image))
-	})
-}
-
 // TestGlobalHeader checks that what git archive writes in front is no entry.
 func TestGlobalHeader(t *testing.T) {
 	var b bytes.Buffer

@@ -75,8 +75,9 @@ func (s *Store) pull(ctx context.Context, ref string, opts PullOptions) (*Image,
 		return nil, err
 	}
 	if opts.Policy == PullNever || opts.Policy == PullMissing && parsed.kind == kindRegistry {
+		// A record that cannot be read is replaced by pulling anew.
 		image, err := s.Get(ref, opts.Platform)
-		if opts.Policy == PullNever || !errors.Is(err, ErrNotPulled) {
+		if opts.Policy == PullNever || err == nil {
 			return image, err
 		}
 	}

@@ -30,7 +30,7 @@ func registryError(ctx context.Context, err error, host string) error {
 	}
 	if cause := context.Cause(ctx); cause != nil {
 		if errors.Is(cause, errIdle) {
-			return &Error{Kind: ErrUnreachable, Err: fmt.Errorf("%s: %w", host, cause), Hint: "the registry is too slow or hangs; try again", transient: true}
+			return &Error{Kind: ErrUnreachable, Err: fmt.Errorf("%s: %w", host, cause), Hint: "the registry is too slow or hangs; try again"}
 		}
 		return cause
 	}
@@ -101,7 +101,7 @@ func networkError(err error, host string) error {
 	case errors.Is(err, errPlainHTTP), errors.As(err, &plain), strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"):
 		e.Err, e.Hint = fmt.Errorf("%s does not speak HTTPS", host), "if you trust the network, list it as an insecure registry"
 	case timeout, errors.As(err, &op) && op.Timeout():
-		e.Err, e.Hint, e.transient = fmt.Errorf("%s: timed out", host), "the registry is too slow or hangs; try again", true
+		e.Err, e.Hint = fmt.Errorf("%s: timed out", host), "the registry is too slow or hangs; try again"
 	case errors.As(err, &op):
 		e.Err, e.transient = fmt.Errorf("%s: %w", host, op.Err), true
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):

@@ -120,6 +120,10 @@ func TestDamagedStore(t *testing.T) {
 	require.NoError(t, os.WriteFile(filepath.Join(s.Dir(), "images", image.Digest[7:]+".json"), []byte("{"), 0o600))
 	_, err = s.Get(host+"/app:v1", "")
 	require.ErrorIs(t, err, oci.ErrStore)
+	_, err = s.Pull(ctx, host+"/app:v1", fast)
+	require.NoError(t, err)
+	_, err = s.Get(host+"/app:v1", "")
+	require.NoError(t, err)
 }
 
 func TestStoreCannotBeMade(t *testing.T) {
