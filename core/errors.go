@@ -6,7 +6,12 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/supermachine/supermachine/core/agent"
+	"github.com/supermachine/supermachine/core/agent/wire"
 	"github.com/supermachine/supermachine/core/hypervisor"
+	"github.com/supermachine/supermachine/core/instances"
+	"github.com/supermachine/supermachine/core/machine"
+	"github.com/supermachine/supermachine/core/oci"
 )
 
 // Code is the kind of an error: the same names and numbers in every language. A Code is itself an error, so
@@ -36,6 +41,7 @@ const (
 	ErrNotFound                         // no such file, directory, user or VM
 	ErrRefused                          // nothing listens on the guest's port
 	ErrAgent                            // the agent in the guest broke the protocol
+	ErrPermission                       // the guest's kernel refuses the operation
 	ErrIO                               // the host's operating system refused an operation
 )
 
@@ -45,7 +51,7 @@ var codeNames = map[Code]string{
 	ErrUnauthorized: "unauthorized", ErrUnreachable: "unreachable", ErrCorrupt: "corrupt", ErrInvalidImage: "invalid_image",
 	ErrPlatform: "platform", ErrLimit: "limit", ErrDiskFull: "disk_full", ErrBoot: "boot", ErrVMEnded: "vm_ended",
 	ErrCommandNotFound: "command_not_found", ErrNotExecutable: "not_executable", ErrNotFound: "not_found",
-	ErrRefused: "refused", ErrAgent: "agent", ErrIO: "io",
+	ErrRefused: "refused", ErrAgent: "agent", ErrPermission: "permission", ErrIO: "io",
 }
 
 // Error returns the code's name, such as "image_not_found".
@@ -94,6 +100,13 @@ func CodeOf(err error) Code {
 	if errors.As(err, &own) {
 		return own.Code
 	}
+	var guest *agent.Error
+	if errors.As(err, &guest) {
+		if code, ok := guestKinds[guest.Kind]; ok {
+			return code
+		}
+		return ErrAgent
+	}
 	for _, m := range codeTable {
 		if errors.Is(err, m.is) {
 			return m.code
@@ -114,5 +127,33 @@ var codeTable = []struct {
 	{context.Canceled, ErrCanceled},
 	{context.DeadlineExceeded, ErrTimeout},
 	{hypervisor.ErrUnavailable, ErrNoVirtualization},
+	{machine.ErrKernel, ErrAssets},
+	{machine.ErrEnded, ErrVMEnded},
+	{oci.ErrInvalidReference, ErrInvalidArgument},
+	{oci.ErrNotFound, ErrImageNotFound},
+	{oci.ErrNotPulled, ErrImageNotFound},
+	{oci.ErrUnauthorized, ErrUnauthorized},
+	{oci.ErrUnreachable, ErrUnreachable},
+	{oci.ErrRateLimited, ErrUnreachable},
+	{oci.ErrDigestMismatch, ErrCorrupt},
+	{oci.ErrPlatform, ErrPlatform},
+	{oci.ErrInvalidImage, ErrInvalidImage},
+	{oci.ErrLimit, ErrLimit},
+	{oci.ErrDiskFull, ErrDiskFull},
+	{oci.ErrStore, ErrIO},
+	{agent.ErrOutputTooLarge, ErrLimit},
+	{wire.ErrProtocol, ErrAgent},
+	{agent.ErrClosed, ErrAgent},
+	{wire.ErrTooLarge, ErrInvalidArgument},
+	{instances.ErrNotFound, ErrNotFound},
+	{instances.ErrAmbiguous, ErrInvalidArgument},
+	{instances.ErrNameTaken, ErrInvalidArgument},
 	{syscall.ENOSPC, ErrDiskFull},
+}
+
+// guestKinds maps what the agent reports to codes.
+var guestKinds = map[string]Code{
+	wire.KindCommandNotFound: ErrCommandNotFound, wire.KindNotExecutable: ErrNotExecutable, wire.KindNotFound: ErrNotFound,
+	wire.KindInvalid: ErrInvalidArgument, wire.KindPermission: ErrPermission, wire.KindRefused: ErrRefused,
+	wire.KindNoSpace: ErrDiskFull, wire.KindUnavailable: ErrVMEnded, wire.KindIO: ErrIO,
 }

@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
-	"os"
 	"strings"
 	"sync"
 	"time"
@@ -54,6 +52,7 @@ type VM struct {
 	image   *Image
 	machine *machine.Machine
 	vsock   *vsock.Device
+	calls   net.Listener // where the guest's agent calls at boot
 	console *console.Ring
 	agent   *agent.Client
 	started time.Time
@@ -202,16 +201,4 @@ func (vm *VM) wrapEnded(op string, err error) error {
 func (vm *VM) OpenAgent(ctx context.Context) (net.Conn, error) {
 	conn, err := vm.vsock.Dial(ctx, agent.ControlPort)
 	return conn, vm.wrapEnded("connect to the agent of VM", err)
-}
-
-// ReadFile opens a file of the guest for reading.
-func (vm *VM) ReadFile(ctx context.Context, path string) (io.ReadCloser, error) {
-	r, err := vm.agent.ReadFile(ctx, path)
-	return r, vm.wrapEnded("read "+path+" in VM", err)
-}
-
-// WriteFile creates or replaces a file of the guest with what r yields. The file appears under its name only when all of it is
-// written; a failure leaves the old one.
-func (vm *VM) WriteFile(ctx context.Context, path string, r io.Reader, mode os.FileMode) error {
-	return vm.wrapEnded("write "+path+" in VM", vm.agent.WriteFile(ctx, path, r, mode))
 }

@@ -68,7 +68,7 @@ func (s *Server) Serve(l net.Listener) error {
 		if err != nil {
 			return err
 		}
-		go s.serve(c)
+		go s.ServeConn(c)
 	}
 }
 
@@ -82,7 +82,8 @@ type conn struct {
 	last    uint32
 }
 
-func (s *Server) serve(nc net.Conn) {
+// ServeConn serves one control connection until it ends.
+func (s *Server) ServeConn(nc net.Conn) {
 	defer nc.Close()
 	c := &conn{s: s, w: wire.NewWriter(nc), streams: map[uint32]*stream{}}
 	s.mu.Lock()

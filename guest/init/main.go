@@ -35,7 +35,7 @@ func main() {
 	select {}
 }
 
-// boot brings the guest up. The agent's listeners come first, so that the host connects while the disks are mounted.
+// boot brings the guest up. The agent comes first, so that the host is served while the disks are mounted.
 func boot() error {
 	if err := mountAll(earlyMounts); err != nil {
 		return err
@@ -50,6 +50,12 @@ func boot() error {
 	if err != nil {
 		return fmt.Errorf("listen for the host: %w", err)
 	}
+	// The guest calls the host, so that the host need not guess when somebody answers.
+	host, err := vsock.Dial(vsock.Host, wire.ControlPort, nil)
+	if err != nil {
+		return fmt.Errorf("call the host: %w", err)
+	}
+	go server.ServeConn(host)
 	go server.Serve(control)
 	go server.ServeProxy(proxy)
 

@@ -22,7 +22,7 @@ const Version = 1
 
 // Ports of the guest's vsock that the agent listens on.
 const (
-	ControlPort = 1024 // this protocol
+	ControlPort = 1024 // this protocol; at boot the agent also calls this port of the host, and serves there
 	ProxyPort   = 1025 // one ProxyRequest frame, then the bytes of a TCP connection in the guest
 )
 

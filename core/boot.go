@@ -1,0 +1,211 @@
+package core
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"time"
+
+	"github.com/vmihailenco/msgpack/v5"
+
+	"github.com/supermachine/supermachine/core/agent"
+	"github.com/supermachine/supermachine/core/agent/wire"
+	"github.com/supermachine/supermachine/core/machine"
+	"github.com/supermachine/supermachine/core/virtio"
+	"github.com/supermachine/supermachine/core/virtio/block"
+	"github.com/supermachine/supermachine/core/virtio/console"
+	"github.com/supermachine/supermachine/core/virtio/rng"
+	"github.com/supermachine/supermachine/core/virtio/vsock"
+	"github.com/supermachine/supermachine/guest/initramfs"
+)
+
+// guestCID is every guest's vsock address. Guests are not connected to one another, so all may have the same.
+const guestCID = 3
+
+// BootError is the cause of an ErrBoot: what happened, and the last that the guest wrote to its console.
+type BootError struct {
+	Reason  string
+	Console string // up to 4 KiB, whole lines
+}
+
+func (e *BootError) Error() string {
+	if e.Console == "" {
+		return e.Reason + "; the console is empty"
+	}
+	return e.Reason + "; the console's last lines:\n" + e.Console
+}
+
+// Start boots an image in a new VM and waits until its agent answers. It does not start the image's command; Exec with Main does. When
+// ctx is done or Config.BootTimeout has passed before, it gives up and releases everything.
+func Start(ctx context.Context, img *Image, cfg Config) (*VM, error) {
+	vm := &VM{id: newID(), image: img, console: console.NewRing(0), forwards: map[*Forward]struct{}{}}
+	var err error
+	if vm.cfg, err = cfg.withDefaults(vm.id); err != nil {
+		return nil, err
+	}
+	if err := vm.boot(ctx); err != nil {
+		if vm.machine != nil {
+			vm.Close()
+		}
+		return nil, wrap("start VM from", img.Ref, err)
+	}
+	return vm, nil
+}
+
+func (vm *VM) boot(ctx context.Context) error {
+	hv, err := openHypervisor()
+	if err != nil {
+		return err
+	}
+	assets, err := FindAssets(vm.cfg.AssetsDir)
+	if err != nil {
+		return err
+	}
+	kernel, err := os.Open(assets.Kernel)
+	if err != nil {
+		return &Error{Code: ErrAssets, Op: "read the guest's kernel", Err: err}
+	}
+	defer kernel.Close()
+	initrd, err := vm.initrd(assets)
+	if err != nil {
+		return err
+	}
+	devices, err := vm.devices()
+	if err != nil {
+		return err
+	}
+	vm.machine, err = machine.New(machine.Config{
+		Hypervisor: hv, MemoryMiB: vm.cfg.MemoryMiB, VCPUs: vm.cfg.VCPUs, Devices: devices, Serial: vm.console,
+	})
+	if err != nil {
+		return err
+	}
+	if err := vm.machine.Boot(machine.Boot{Kernel: kernel, Initrd: initrd, Cmdline: "quiet"}); err != nil {
+		return err
+	}
+	return vm.connect(ctx)
+}
+
+// connect waits for the guest's agent.
+func (vm *VM) connect(ctx context.Context) error {
+	wait, cancel := context.WithTimeout(ctx, vm.cfg.BootTimeout)
+	defer cancel()
+	go func() {
+		select {
+		case <-vm.Done():
+			cancel()
+		case <-wait.Done():
+		}
+	}()
+	conn, err := vm.accept(wait)
+	if err == nil {
+		if vm.agent, err = agent.NewClient(conn); err == nil {
+			err = vm.agent.Ping(wait) // answered once the workload's container is there
+		}
+	}
+	if err == nil {
+		vm.started = time.Now()
+		return nil
+	}
+	select {
+	case <-vm.Done():
+		return vm.bootError("the guest ended while it booted: " + vm.End().String())
+	default:
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		return vm.bootError(fmt.Sprintf("the guest's agent did not answer within %v", vm.cfg.BootTimeout))
+	}
+	return vm.bootError(err.Error())
+}
+
+// accept waits for the guest's call.
+func (vm *VM) accept(ctx context.Context) (net.Conn, error) {
+	defer vm.calls.Close()
+	defer context.AfterFunc(ctx, func() { vm.calls.Close() })()
+	conn, err := vm.calls.Accept()
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	return conn, err
+}
+
+func (vm *VM) bootError(reason string) error {
+	return &Error{Code: ErrBoot, Op: "boot the guest", Err: &BootError{Reason: reason, Console: vm.ConsoleTail(4 << 10)}}
+}
+
+// initrd returns the initramfs and, behind it, what init is to know of this VM.
+func (vm *VM) initrd(assets Assets) ([][]byte, error) {
+	base, err := os.ReadFile(assets.Initramfs)
+	if err != nil {
+		return nil, &Error{Code: ErrAssets, Op: "read the guest's initramfs", Err: err}
+	}
+	c := vm.image.Config
+	boot, err := msgpack.Marshal(wire.BootConfig{
+		Hostname: vm.cfg.Name, Root: "/dev/vda", Scratch: "/dev/vdb",
+		Env: c.Env, Dir: c.WorkingDir, User: c.User, StopSignal: c.StopSignal, Time: time.Now(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	var extra bytes.Buffer
+	err = initramfs.Write(&extra, []initramfs.File{
+		{Name: wire.BootConfigPath[1:], Mode: initramfs.TypeRegular | 0o400, Data: boot},
+	})
+	return [][]byte{base, extra.Bytes()}, err
+}
+
+// devices makes the VM's devices; init knows the two disks by their order.
+func (vm *VM) devices() (devices []virtio.Device, err error) {
+	defer func() {
+		if err != nil {
+			for _, d := range devices {
+				d.Close()
+			}
+		}
+	}()
+	root, err := vm.rootDisk()
+	if err != nil {
+		return devices, err
+	}
+	devices = append(devices, root)
+	scratch, err := vm.scratchDisk()
+	if err != nil {
+		return devices, err
+	}
+	vm.vsock = vsock.New(vsock.Config{GuestCID: guestCID})
+	if vm.calls, err = vm.vsock.Listen(agent.ControlPort); err != nil {
+		return devices, err
+	}
+	return append(devices, scratch, vm.vsock, rng.New(), console.New(console.Config{Log: vm.console})), nil
+}
+
+func (vm *VM) rootDisk() (*block.Device, error) {
+	raw, err := block.OpenRaw(vm.image.RootFS, true)
+	if err != nil {
+		return nil, err
+	}
+	return newDisk(raw, "root")
+}
+
+func (vm *VM) scratchDisk() (*block.Device, error) {
+	backend, err := newScratch(vm.cfg.StateDir, vm.cfg.ScratchMiB)
+	if err != nil {
+		return nil, err
+	}
+	return newDisk(backend, "scratch")
+}
+
+// newDisk takes over the backend.
+func newDisk(backend block.Backend, serial string) (*block.Device, error) {
+	disk, err := block.New(block.Config{Backend: backend, Serial: serial})
+	if err != nil {
+		backend.Close()
+	}
+	return disk, err
+}

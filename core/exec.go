@@ -1,0 +1,66 @@
+package core
+
+import (
+	"context"
+	"io"
+	"os"
+
+	"github.com/supermachine/supermachine/core/agent"
+)
+
+// Exec says what to run in a VM and where its streams go. Only Args is required.
+type Exec = agent.ExecRequest
+
+// ExitStatus is how a program ended.
+type ExitStatus = agent.ExitStatus
+
+// Output is what a program wrote, and how it ended.
+type Output = agent.Output
+
+// Process is a program running in a VM.
+type Process struct {
+	*agent.Process
+	vm *VM
+}
+
+// Exec starts a program in the VM and returns once it runs. When ctx is done the program's whole process group is killed. Errors:
+// ErrCommandNotFound, ErrNotExecutable, ErrNotFound (working directory or user), ErrVMEnded.
+func (vm *VM) Exec(ctx context.Context, req Exec) (*Process, error) {
+	p, err := vm.agent.Exec(ctx, req)
+	if err != nil {
+		return nil, vm.wrapEnded("exec "+programName(req)+" in VM", err)
+	}
+	return &Process{p, vm}, nil
+}
+
+// Wait blocks until the program has ended and all its output is written. The error says that it could not be followed to its end, or that
+// its output could not be written; a program that fails on its own account is told by the ExitStatus alone.
+func (p *Process) Wait() (ExitStatus, error) {
+	st, err := p.Process.Wait()
+	return st, p.vm.wrapEnded("wait for a program in VM", err)
+}
+
+// Run runs a program to its end and collects its output, up to 64 MiB of each stream. Stdout and Stderr of req must be nil.
+func (vm *VM) Run(ctx context.Context, req Exec) (Output, error) {
+	out, err := vm.agent.Run(ctx, req)
+	return out, vm.wrapEnded("run "+programName(req)+" in VM", err)
+}
+
+func programName(req Exec) string {
+	if len(req.Args) == 0 {
+		return "nothing"
+	}
+	return req.Args[0]
+}
+
+// ReadFile opens a file of the guest for reading, from its beginning. The caller closes it.
+func (vm *VM) ReadFile(ctx context.Context, path string) (io.ReadCloser, error) {
+	r, err := vm.agent.ReadFile(ctx, path)
+	return r, vm.wrapEnded("read "+path+" in VM", err)
+}
+
+// WriteFile creates or replaces a file of the guest with what r yields. The file appears under its name only when all of it is
+// written; a failure leaves the old one.
+func (vm *VM) WriteFile(ctx context.Context, path string, r io.Reader, mode os.FileMode) error {
+	return vm.wrapEnded("write "+path+" in VM", vm.agent.WriteFile(ctx, path, r, uint32(mode.Perm())))
+}
