@@ -3,6 +3,7 @@
 package oci_test
 
 import (
+	"context"
 	"io"
 	"os"
 	"os/exec"
@@ -106,4 +107,34 @@ func TestKernelMountsTheImage(t *testing.T) {
 	}
 	_, err = os.Stat(filepath.Join(root, "gone"))
 	require.ErrorIs(t, err, os.ErrNotExist)
+}
+
+func TestOddImagesFromInside(t *testing.T) {
+	busybox, err := exec.LookPath("busybox")
+	if err != nil {
+		t.Skip("needs a static busybox")
+	}
+	content, err := os.ReadFile(busybox)
+	require.NoError(t, err)
+	entries := []Entry{File("bin/busybox", string(content)).Mode(0o755), Char("dev/null", 1, 3)}
+	for _, tool := range []string{"sh", "ls", "cat", "stat", "head", "dd", "find", "wc", "id", "test"} {
+		entries = append(entries, Symlink("bin/"+tool, "busybox"))
+	}
+	for _, odd := range Odd(Gzip(entries...)) {
+		t.Run(odd.Name, func(t *testing.T) {
+			dir := t.TempDir()
+			require.NoError(t, WriteLayout(dir, map[string]*Image{"v1": odd.Image}))
+			image, err := newStore(t).Pull(context.Background(), dir, oci.PullOptions{})
+			require.NoError(t, err)
+			fsck(t, image)
+			cmd := exec.Command("/bin/sh", "-ec", odd.Check)
+			cmd.Dir, cmd.Env = "/", []string{"PATH=/bin"}
+			cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: mountImage(t, image)}
+			if image.Config.User != "" {
+				cmd.SysProcAttr.Credential = &syscall.Credential{Uid: 1234, Gid: 5678}
+			}
+			out, err := cmd.CombinedOutput()
+			require.NoError(t, err, "%s", out)
+		})
+	}
 }
