@@ -9,31 +9,28 @@ const typeStream = 1
 const (
 	opRequest       = 1
 	opResponse      = 2
-	opReset         = 3
+	opRST         = 3
 	opShutdown      = 4
-	opData          = 5
+	opRW          = 5
 	opCreditUpdate  = 6
 	opCreditRequest = 7
 )
 
 // Flags of opShutdown: what the sender will no longer do (virtio 1.2 §5.10.6.6).
 const (
-	shutReceive = 1
-	shutSend    = 2
-	shutBoth    = shutReceive | shutSend
+	shutdownReceive = 1
+	shutdownSend    = 2
+	shutdownBoth    = shutdownReceive | shutdownSend
 )
 
-const (
-	headerSize = 44
-	maxPayload = 64 << 10 // of one packet, as Linux has it
-)
+const headerSize = 44
 
 // header is struct virtio_vsock_hdr.
 type header struct {
 	srcCID, dstCID   uint64
 	srcPort, dstPort uint32
 	len              uint32
-	typ, op          uint16
+	kind, op         uint16
 	flags            uint32
 	bufAlloc, fwdCnt uint32
 }
@@ -45,7 +42,7 @@ func (h *header) encode(b *[headerSize]byte) {
 	le.PutUint32(b[16:], h.srcPort)
 	le.PutUint32(b[20:], h.dstPort)
 	le.PutUint32(b[24:], h.len)
-	le.PutUint16(b[28:], h.typ)
+	le.PutUint16(b[28:], h.kind)
 	le.PutUint16(b[30:], h.op)
 	le.PutUint32(b[32:], h.flags)
 	le.PutUint32(b[36:], h.bufAlloc)
@@ -59,54 +56,90 @@ func (h *header) decode(b *[headerSize]byte) {
 	h.srcPort = le.Uint32(b[16:])
 	h.dstPort = le.Uint32(b[20:])
 	h.len = le.Uint32(b[24:])
-	h.typ = le.Uint16(b[28:])
+	h.kind = le.Uint16(b[28:])
 	h.op = le.Uint16(b[30:])
 	h.flags = le.Uint32(b[32:])
 	h.bufAlloc = le.Uint32(b[36:])
 	h.fwdCnt = le.Uint32(b[40:])
 }
 
-// cursor walks over the bytes of a packet, which a driver may spread over descriptors as it likes.
-type cursor struct {
-	piece []byte
-	rest  [][]byte
-}
-
-// next returns the next contiguous bytes, at most n, and moves past them; none at the end.
-func (c *cursor) next(n int) []byte {
-	for len(c.piece) == 0 {
-		if len(c.rest) == 0 {
-			return nil
-		}
-		c.piece, c.rest = c.rest[0], c.rest[1:]
-	}
-	p := c.piece[:min(n, len(c.piece))]
-	c.piece = c.piece[len(p):]
-	return p
-}
-
-// read fills p from the cursor and reports how many bytes there were.
-func (c *cursor) read(p []byte) int {
+// gather copies the first bytes of bufs to p and returns how many there were, at most len(p).
+func gather(p []byte, bufs [][]byte) int {
 	n := 0
-	for n < len(p) {
-		b := c.next(len(p) - n)
-		if len(b) == 0 {
-			break
-		}
+	for _, b := range bufs {
 		n += copy(p[n:], b)
 	}
 	return n
 }
 
-// write puts p where the cursor is and reports how many bytes there was room for.
-func (c *cursor) write(p []byte) int {
-	n := 0
-	for n < len(p) {
-		b := c.next(len(p) - n)
-		if len(b) == 0 {
-			break
+// scatter copies p into bufs from offset off. There must be room.
+func scatter(bufs [][]byte, off int, p []byte) {
+	for _, b := range bufs {
+		if off >= len(b) {
+			off -= len(b)
+			continue
 		}
-		n += copy(b, p[n:])
+		p = p[copy(b[off:], p):]
+		off = 0
+	}
+}
+
+// ring holds received bytes until they are read. It grows as needed; the caller bounds it.
+type ring struct {
+	b    []byte
+	r, n int // first unread byte, unread bytes
+}
+
+// put appends n bytes of bufs from offset off.
+func (r *ring) put(bufs [][]byte, off, n int) {
+	r.reserve(n)
+	for _, b := range bufs {
+		if off >= len(b) {
+			off -= len(b)
+			continue
+		}
+		b = b[off:]
+		off = 0
+		for b = b[:min(n, len(b))]; len(b) > 0; {
+			w := (r.r + r.n) % len(r.b)
+			k := copy(r.b[w:min(len(r.b), w+len(r.b)-r.n)], b)
+			b = b[k:]
+			r.n += k
+			n -= k
+		}
+	}
+}
+
+// reserve makes room for n more bytes.
+func (r *ring) reserve(n int) {
+	if r.n+n <= len(r.b) {
+		return
+	}
+	size := max(4096, len(r.b))
+	for size < r.n+n {
+		size *= 2
+	}
+	b := make([]byte, size)
+	r.peek(b)
+	r.b, r.r = b, 0
+}
+
+// peek copies the first unread bytes to p.
+func (r *ring) peek(p []byte) int {
+	p = p[:min(len(p), r.n)]
+	if len(p) > 0 {
+		k := copy(p, r.b[r.r:])
+		copy(p[k:], r.b)
+	}
+	return len(p)
+}
+
+// take moves the first unread bytes to p.
+func (r *ring) take(p []byte) int {
+	n := r.peek(p)
+	if n > 0 {
+		r.r = (r.r + n) % len(r.b)
+		r.n -= n
 	}
 	return n
 }
