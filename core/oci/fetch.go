@@ -154,24 +154,26 @@ func (d *downloader) publish() {
 	}
 }
 
+// worthwhile is how many bytes a request must bring not to count as a failure.
+const worthwhile = 64 << 10
+
 func (d *downloader) run(ctx context.Context) error {
 	for failures := 0; d.n < d.desc.Size; {
 		before := d.n
 		err := d.request(ctx)
 		var e *Error
-		switch {
-		case err == nil && d.n > before:
-			failures = 0
+		switch cut := d.mismatch("the blob ends after %d of %d bytes", d.n, d.desc.Size); {
+		case d.n == d.desc.Size && !errors.Is(err, ErrDigestMismatch):
 			continue
+		case err == nil && d.n == before:
+			return cut
 		case err == nil:
-			return d.mismatch("the blob ends after %d of %d bytes", d.n, d.desc.Size)
-		case errors.Is(err, ErrDigestMismatch) && d.n > 0 && d.n < d.desc.Size:
-			return d.mismatch("the blob ends after %d of %d bytes", d.n, d.desc.Size)
+			err = cut
 		case errors.Is(err, errIdle) && d.n > before:
 		case !errors.As(err, &e) || !e.transient:
 			return err
 		}
-		if d.n > before {
+		if d.n-before >= worthwhile {
 			failures = 0
 		}
 		if failures++; failures == maxAttempts {
@@ -194,6 +196,9 @@ func (d *downloader) mismatch(format string, args ...any) error {
 // request reads one response as far as it goes.
 func (d *downloader) request(ctx context.Context) error {
 	body, start, err := d.src.blob(ctx, d.desc, d.n)
+	if errors.Is(err, ErrDigestMismatch) {
+		return nil // there is nothing at this offset
+	}
 	if err != nil {
 		return final(err)
 	}

@@ -169,6 +169,10 @@ func noise(n int) Layer {
 
 func TestDamagedLayers(t *testing.T) {
 	ctx := context.Background()
+	texts := map[string]string{
+		"truncated": "the blob ends after", "empty": "the blob ends after 0 of", "too long": "the blob is longer than",
+		"changed": "the blob's digest is", "another": "the blob's digest is", "wrong diff ID": "diff ID",
+	}
 	for name, damage := range map[string]func(l *Layer){
 		"truncated": func(l *Layer) { l.Blob = l.Blob[:len(l.Blob)/2] },
 		"empty":     func(l *Layer) { l.Blob = nil },
@@ -210,6 +214,7 @@ func TestDamagedLayers(t *testing.T) {
 				_, err := s.Pull(ctx, ref, fast)
 				require.ErrorIs(t, err, oci.ErrDigestMismatch)
 				require.ErrorContains(t, err, layer.Digest.String())
+				require.ErrorContains(t, err, texts[name])
 				requireEmptyStore(t, s)
 			}
 		})
