@@ -75,6 +75,12 @@ func (c Config) withDefaults(id string) (Config, error) {
 	return c, nil
 }
 
+// Check returns an ErrInvalidArgument that names the first field out of range, nil if Start would take the configuration.
+func (c Config) Check() error {
+	_, err := c.withDefaults("check")
+	return err
+}
+
 func setDefault[T comparable](field *T, value T) {
 	var zero T
 	if *field == zero {

@@ -1,11 +1,13 @@
 package core
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 
+	"github.com/diskfs/go-diskfs/backend"
 	"github.com/diskfs/go-diskfs/backend/file"
 	"github.com/diskfs/go-diskfs/filesystem/ext4"
 	"golang.org/x/sys/unix"
@@ -75,10 +77,10 @@ func scratchTemplate(dir string, mib int) (string, error) {
 		return "", err
 	}
 	// No journal: the layer does not outlive its VM, so there is nothing to recover after a crash.
-	_, err = ext4.Create(file.New(tmp, false), size, 0, 512, &ext4.Params{
+	_, err = ext4.Create(sparse{file.New(tmp, false)}, size, 0, 512, &ext4.Params{
 		SectorsPerBlock: 8,
 		VolumeName:      "scratch",
-		Features:        []ext4.FeatureOpt{ext4.WithFeatureHasJournal(false)},
+		Features:        []ext4.FeatureOpt{ext4.WithFeatureHasJournal(false), ext4.WithFeatureReservedGDTBlocksForExpansion(false)},
 	})
 	if err != nil {
 		return "", fmt.Errorf("format a scratch disk of %d MiB: %w", mib, err)
@@ -91,4 +93,31 @@ func scratchTemplate(dir string, mib int) (string, error) {
 		return "", err
 	}
 	return path, nil
+}
+
+// sparse is storage over a new file in which writing zeros leaves a hole: a large empty file system is mostly zeroed inode tables.
+type sparse struct{ backend.Storage }
+
+func (s sparse) Writable() (backend.WritableFile, error) {
+	w, err := s.Storage.Writable()
+	return sparseFile{w}, err
+}
+
+type sparseFile struct{ backend.WritableFile }
+
+var zeros [64 << 10]byte
+
+func (f sparseFile) WriteAt(p []byte, off int64) (int, error) {
+	for rest := p; ; rest = rest[len(zeros):] {
+		if len(rest) <= len(zeros) {
+			if bytes.Equal(rest, zeros[:len(rest)]) {
+				return len(p), nil
+			}
+			break
+		}
+		if !bytes.Equal(rest[:len(zeros)], zeros[:]) {
+			break
+		}
+	}
+	return f.WritableFile.WriteAt(p, off)
 }

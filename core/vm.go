@@ -195,10 +195,3 @@ func (vm *VM) wrapEnded(op string, err error) error {
 	}
 	return wrap(op, vm.id, err)
 }
-
-// OpenAgent opens another control connection to the guest's agent, as a raw stream: the way for another process, over a socket of
-// the caller's, to use package agent on this VM.
-func (vm *VM) OpenAgent(ctx context.Context) (net.Conn, error) {
-	conn, err := vm.vsock.Dial(ctx, agent.ControlPort)
-	return conn, vm.wrapEnded("connect to the agent of VM", err)
-}

@@ -6,11 +6,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"sort"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -59,12 +61,16 @@ const (
 	infoName = "info.json"
 	// socketName is short: the whole path must fit into the 107 bytes of a Unix address.
 	socketName = "agent.sock"
+	logName    = "output.log"
+	logLimit   = 16 << 20
 )
 
 // Instance is the entry of a VM that this process owns.
 type Instance struct {
-	dir  string
-	lock *os.File
+	dir     string
+	lock    *os.File
+	log     boundedLog
+	logOnce sync.Once
 }
 
 // Create reserves the entry for VM id. The caller fills it with Publish and removes it with Close.
@@ -98,6 +104,39 @@ func Create(dir, id string) (*Instance, error) {
 // Socket returns the path where the owner is to listen for connections to the VM's agent.
 func (i *Instance) Socket() string { return filepath.Join(i.dir, socketName) }
 
+// Log returns the file for what the VM's program writes while nobody is attached. It takes the first 16 MiB; the rest is dropped.
+func (i *Instance) Log() io.Writer {
+	i.logOnce.Do(func() {
+		f, err := os.OpenFile(filepath.Join(i.dir, logName), os.O_WRONLY|os.O_CREATE|os.O_APPEND|unix.O_CLOEXEC, 0o600)
+		if err == nil {
+			i.log.file = f
+		}
+	})
+	return &i.log
+}
+
+// boundedLog is a file that stops growing.
+type boundedLog struct {
+	mu   sync.Mutex
+	file *os.File // nil: everything is dropped
+	size int
+}
+
+func (l *boundedLog) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if room := logLimit - l.size; l.file != nil && room > 0 {
+		n, _ := l.file.Write(p[:min(room, len(p))])
+		l.size += n
+	}
+	return len(p), nil
+}
+
+// OpenLog opens what a running VM's program has written in the background.
+func OpenLog(dir string, info Info) (*os.File, error) {
+	return os.Open(filepath.Join(dir, info.ID, logName))
+}
+
 // Publish makes the VM visible to List and Find. A running VM that has the name already gives ErrNameTaken.
 func (i *Instance) Publish(info Info) error {
 	all, err := List(filepath.Dir(i.dir))
@@ -124,6 +163,9 @@ func (i *Instance) Publish(info Info) error {
 // Close removes the entry.
 func (i *Instance) Close() error {
 	err := os.RemoveAll(i.dir)
+	if i.log.file != nil {
+		i.log.file.Close()
+	}
 	return errors.Join(err, i.lock.Close())
 }
 

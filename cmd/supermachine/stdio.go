@@ -1,0 +1,116 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/supermachine/supermachine/core/agent"
+)
+
+// execFlags are the flags of every command that runs a program.
+type execFlags struct {
+	env         []string
+	workdir     string
+	user        string
+	interactive bool
+	tty         bool
+}
+
+func (f *execFlags) register(cmd *cobra.Command) {
+	fl := cmd.Flags()
+	fl.SetInterspersed(false) // what follows the first argument belongs to the program
+	fl.StringArrayVarP(&f.env, "env", "e", nil, "set an environment variable: NAME=VALUE, or NAME to pass on yours")
+	fl.StringVarP(&f.workdir, "workdir", "w", "", "working directory")
+	fl.StringVarP(&f.user, "user", "u", "", "user: NAME|UID[:GROUP|GID]")
+	fl.BoolVarP(&f.interactive, "interactive", "i", false, "pass on standard input")
+	fl.BoolVarP(&f.tty, "tty", "t", false, "give the program a terminal")
+}
+
+// request builds what to run with this process's streams.
+func (f *execFlags) request(args []string) (agent.ExecRequest, error) {
+	req := agent.ExecRequest{Args: args, Env: f.environment(), Dir: f.workdir, User: f.user, TTY: f.tty, Stdout: os.Stdout, Stderr: os.Stderr}
+	if f.interactive {
+		req.Stdin = os.Stdin
+	}
+	if f.tty {
+		if f.interactive && !term.IsTerminal(int(os.Stdin.Fd())) {
+			return req, errors.New("standard input is not a terminal: leave out -t, or -i")
+		}
+		if cols, rows, err := term.GetSize(int(os.Stdout.Fd())); err == nil {
+			req.Rows, req.Cols = uint16(rows), uint16(cols)
+		}
+		if t := os.Getenv("TERM"); t != "" {
+			req.Env = append([]string{"TERM=" + t}, req.Env...)
+		}
+	}
+	return req, nil
+}
+
+func (f *execFlags) environment() []string {
+	var env []string
+	for _, e := range f.env {
+		if strings.Contains(e, "=") {
+			env = append(env, e)
+		} else if v, ok := os.LookupEnv(e); ok {
+			env = append(env, e+"="+v)
+		}
+	}
+	return env
+}
+
+// program is a running program, in our own VM or in another process's.
+type program interface {
+	Wait() (agent.ExitStatus, error)
+	Signal(syscall.Signal) error
+	Resize(rows, cols uint16) error
+}
+
+// impatience is how many interrupts in a row end a program that does not react to them.
+const impatience = 3
+
+// follow waits for a program as if it ran here: signals and the terminal's size go to it, its exit status is ours. kill ends it by force.
+func (f *execFlags) follow(p program, kill func()) error {
+	if f.tty && f.interactive {
+		if state, err := term.MakeRaw(int(os.Stdin.Fd())); err == nil {
+			defer term.Restore(int(os.Stdin.Fd()), state)
+		}
+	}
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGWINCH)
+	defer signal.Stop(signals)
+	go func() {
+		interrupts := 0
+		for s := range signals {
+			sig := s.(syscall.Signal)
+			switch sig {
+			case syscall.SIGWINCH:
+				if cols, rows, err := term.GetSize(int(os.Stdout.Fd())); f.tty && err == nil {
+					p.Resize(uint16(rows), uint16(cols))
+				}
+				continue
+			case syscall.SIGINT, syscall.SIGTERM:
+				if interrupts++; interrupts >= impatience {
+					kill()
+					continue
+				}
+			}
+			p.Signal(sig)
+		}
+	}()
+	st, err := p.Wait()
+	switch {
+	case err != nil:
+		return err
+	case st.TimedOut:
+		return exitStatus(exitTimeout)
+	case st.Code != 0:
+		return exitStatus(st.Code)
+	}
+	return nil
+}
