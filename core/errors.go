@@ -60,21 +60,20 @@ func (c Code) Error() string { return codeNames[c] }
 // Error is what every function of this package returns when it fails: what was done to which object, and why it failed.
 type Error struct {
 	Code   Code
-	Op     string // what was attempted, such as "pull image"
+	Op     string // what was attempted, such as "start VM from"; empty if Err says it
 	Object string // what it was attempted on, such as the image's reference; may be empty
 	Err    error  // the cause
 }
 
 func (e *Error) Error() string {
-	var b strings.Builder
-	b.WriteString(e.Op)
-	if e.Object != "" {
-		b.WriteString(" " + e.Object)
+	what := strings.TrimSpace(e.Op + " " + e.Object)
+	switch {
+	case e.Err == nil:
+		return what
+	case what == "":
+		return e.Err.Error()
 	}
-	if e.Err != nil {
-		b.WriteString(": " + e.Err.Error())
-	}
-	return b.String()
+	return what + ": " + e.Err.Error()
 }
 
 // Unwrap returns the cause.

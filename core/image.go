@@ -44,7 +44,7 @@ func OpenImages(dir string) (*Images, error) {
 // Pull makes an image available: from a registry, an OCI layout directory or an archive, as ref says (see package oci).
 func (s *Images) Pull(ctx context.Context, ref string, opts PullOptions) (*Image, error) {
 	img, err := s.store.Pull(ctx, ref, opts)
-	return img, wrap("pull image", ref, err)
+	return img, wrap("", "", err) // the cause names operation and reference
 }
 
 // List returns the images of the store, one entry for each reference.
@@ -55,7 +55,7 @@ func (s *Images) List() ([]*Image, error) {
 
 // Remove forgets a reference; its files go when nothing else needs them. VMs that run it keep running.
 func (s *Images) Remove(ctx context.Context, ref string) error {
-	return wrap("remove image", ref, s.store.Remove(ctx, ref, ""))
+	return wrap("", "", s.store.Remove(ctx, ref, "")) // as in Pull
 }
 
 // Command returns what the image runs when it is given args: its entrypoint with args, or with its default command if there are none.
