@@ -1,0 +1,162 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/supermachine/supermachine/guest/initramfs"
+	"github.com/supermachine/supermachine/testbed/link"
+)
+
+// qemu is a running emulated host.
+type qemu struct {
+	cmd     *exec.Cmd
+	control *os.File
+	stdin   *os.File
+	console console
+	ended   chan struct{} // closed when the process is gone
+}
+
+// startQEMU starts the emulated host. It must be called on the main thread, whose end ends QEMU.
+func startQEMU(o *options) (*qemu, error) {
+	if err := tool(filepath.Join(o.root, "scripts/install-packages"), "qemu-system-x86").Run(); err != nil {
+		return nil, fmt.Errorf("install QEMU: %w", err)
+	}
+	kernel := o.kernel
+	if kernel == "" {
+		out, err := tool(filepath.Join(o.root, "guest/kernel/build"), "testbed", filepath.Join(o.root, "testbed/kernel.config")).Output()
+		if err != nil {
+			return nil, fmt.Errorf("build the emulated host's kernel: %w", err)
+		}
+		kernel = lastLine(string(out))
+	}
+	initrd, err := packInitramfs()
+	if err != nil {
+		return nil, err
+	}
+	defer initrd.Close()
+	control, controlPeer, err := socketPair(link.Control)
+	if err != nil {
+		return nil, err
+	}
+	defer controlPeer.Close()
+	stdin, stdinPeer, err := socketPair(link.Stdin)
+	if err != nil {
+		return nil, err
+	}
+	defer stdinPeer.Close()
+
+	q := &qemu{control: control, stdin: stdin, ended: make(chan struct{})}
+	q.cmd = exec.Command("qemu-system-x86_64",
+		// KVM's own emulation of interrupt delivery (vgif) can leave both CPUs asleep for ever.
+		"-accel", "tcg,thread=multi", "-cpu", "max,vgif=off", "-smp", strconv.Itoa(o.cpus), "-m", strconv.Itoa(o.memory),
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio",
+		"-kernel", kernel, "-initrd", "/proc/self/fd/3",
+		"-append", "console=ttyS0 quiet panic=-1 random.trust_cpu=on",
+		"-virtfs", "local,path=/,mount_tag=host,security_model=none,multidevs=remap",
+		"-device", "virtio-serial-pci,max_ports=3",
+		"-chardev", "socket,id=control,fd=4", "-device", "virtserialport,chardev=control,nr=1,name="+link.Control,
+		"-chardev", "socket,id=stdin,fd=5", "-device", "virtserialport,chardev=stdin,nr=2,name="+link.Stdin,
+	)
+	q.cmd.ExtraFiles = []*os.File{initrd, controlPeer, stdinPeer}
+	q.cmd.Stdout, q.cmd.Stderr = &q.console, &q.console
+	// A session of its own keeps the terminal's signals away: they are the command's.
+	q.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
+	if err := q.cmd.Start(); err != nil {
+		return nil, err
+	}
+	go func() {
+		q.cmd.Wait()
+		close(q.ended)
+	}()
+	return q, nil
+}
+
+// kill ends the emulated host and waits until it is gone.
+func (q *qemu) kill() {
+	q.cmd.Process.Kill()
+	<-q.ended
+}
+
+// tool is a program of the repository whose messages go to stderr.
+func tool(path string, args ...string) *exec.Cmd {
+	cmd := exec.Command(path, args...)
+	cmd.Stderr = os.Stderr
+	return cmd
+}
+
+func lastLine(s string) string {
+	s = strings.TrimSuffix(s, "\n")
+	return s[strings.LastIndexByte(s, '\n')+1:]
+}
+
+// packInitramfs returns a file in memory with the init that lies beside this program.
+func packInitramfs() (*os.File, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	data, err := os.ReadFile(filepath.Join(filepath.Dir(self), "init"))
+	if err != nil {
+		return nil, err
+	}
+	fd, err := unix.MemfdCreate("initramfs", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("make the initramfs: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "initramfs")
+	err = initramfs.Write(f, []initramfs.File{
+		{Name: "init", Mode: initramfs.TypeRegular | 0o755, Data: data},
+		{Name: "dev/console", Mode: initramfs.TypeCharacter | 0o600, Major: 5, Minor: 1},
+	})
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// socketPair returns both ends of a stream: ours and QEMU's.
+func socketPair(name string) (ours, theirs *os.File, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make %s: %w", name, err)
+	}
+	return os.NewFile(uintptr(fds[0]), name), os.NewFile(uintptr(fds[1]), name), nil
+}
+
+// console keeps the end of what QEMU and the emulated host's kernel say.
+type console struct {
+	mu   sync.Mutex
+	text []byte
+}
+
+// maxConsole is how many bytes of it are kept.
+const maxConsole = 32 << 10
+
+func (c *console) Write(b []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.text = append(c.text, b...)
+	if over := len(c.text) - maxConsole; over > 0 {
+		c.text = append(c.text[:0], c.text[over:]...)
+	}
+	return len(b), nil
+}
+
+// tail returns the last lines, indented.
+func (c *console) tail(lines int) string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	all := strings.Split(strings.TrimSpace(string(bytes.ReplaceAll(c.text, []byte("\r"), nil))), "\n")
+	return "  " + strings.Join(all[max(0, len(all)-lines):], "\n  ")
+}
