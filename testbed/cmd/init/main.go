@@ -1,3 +1,5 @@
+//go:build linux
+
 // Command init is PID 1 of the emulated host: it mounts the host's root, runs one command and tells how it went.
 package main
 

@@ -1,3 +1,5 @@
+//go:build linux
+
 package main
 
 import (
@@ -36,9 +38,13 @@ func emulate(o *options, path string) (int, error) {
 	if err != nil {
 		return exitBroken, err
 	}
+	kernel, err := o.prepareQEMU()
+	if err != nil {
+		return exitBroken, err
+	}
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, append(slices.Clone(forwarded), unix.SIGWINCH)...)
-	q, err := startQEMU(o)
+	q, err := startQEMU(o, kernel)
 	if err != nil {
 		return exitBroken, err
 	}
@@ -74,6 +80,9 @@ func emulate(o *options, path string) (int, error) {
 		case <-up:
 			return exitBroken, fmt.Errorf("the emulated host is not up after %v; its console ended with\n%s", upLimit, q.console.tail(25))
 		case <-limit:
+			if began != nil { // nothing runs yet that could be ended in order
+				return exitTimeLimit, o.limitError()
+			}
 			timedOut = true
 			giveUp = time.After(killLimit)
 			go out.Bytes(link.Signal, []byte{byte(unix.SIGKILL)})

@@ -1,3 +1,5 @@
+//go:build linux
+
 // Command testbed runs a command where KVM works: on this machine if it does here, otherwise in an emulated host that QEMU makes.
 package main
 
@@ -117,6 +119,9 @@ func run(o *options) (int, error) {
 	if !o.emulated && usableKVM() {
 		fmt.Fprintln(os.Stderr, "testbed: KVM works here: running on this machine")
 		return runHere(o, path)
+	}
+	if runtime.GOARCH != "amd64" {
+		return exitBroken, fmt.Errorf("no usable KVM here, and the emulated host is made for amd64 only, not for %s", runtime.GOARCH)
 	}
 	fmt.Fprintln(os.Stderr, "testbed: no usable KVM here: running in the emulated host")
 	return emulate(o, path)

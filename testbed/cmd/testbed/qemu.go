@@ -1,3 +1,5 @@
+//go:build linux
+
 package main
 
 import (
@@ -27,19 +29,23 @@ type qemu struct {
 	ended   chan struct{} // closed when the process is gone
 }
 
-// startQEMU starts the emulated host. It must be called on the main thread, whose end ends QEMU.
-func startQEMU(o *options) (*qemu, error) {
+// prepareQEMU installs QEMU and returns the path of the emulated host's kernel, which may have to be built.
+func (o *options) prepareQEMU() (kernel string, err error) {
 	if err := tool(filepath.Join(o.root, "scripts/install-packages"), "qemu-system-x86").Run(); err != nil {
-		return nil, fmt.Errorf("install QEMU: %w", err)
+		return "", fmt.Errorf("install QEMU: %w", err)
 	}
-	kernel := o.kernel
-	if kernel == "" {
-		out, err := tool(filepath.Join(o.root, "guest/kernel/build"), "testbed", filepath.Join(o.root, "testbed/kernel.config")).Output()
-		if err != nil {
-			return nil, fmt.Errorf("build the emulated host's kernel: %w", err)
-		}
-		kernel = lastLine(string(out))
+	if o.kernel != "" {
+		return o.kernel, nil
 	}
+	out, err := tool(filepath.Join(o.root, "guest/kernel/build"), "testbed", filepath.Join(o.root, "testbed/kernel.config")).Output()
+	if err != nil {
+		return "", fmt.Errorf("build the emulated host's kernel: %w", err)
+	}
+	return lastLine(string(out)), nil
+}
+
+// startQEMU starts the emulated host. It must be called on the main thread, whose end ends QEMU.
+func startQEMU(o *options, kernel string) (*qemu, error) {
 	initrd, err := packInitramfs()
 	if err != nil {
 		return nil, err
@@ -94,6 +100,7 @@ func (q *qemu) kill() {
 func tool(path string, args ...string) *exec.Cmd {
 	cmd := exec.Command(path, args...)
 	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 	return cmd
 }
 
