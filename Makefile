@@ -1,0 +1,84 @@
+# Everything is one command on a fresh Debian 12 with git, make, Go and gcc, as root: what is missing is installed.
+# Kernels and test images are built once and kept by their content in ${XDG_CACHE_HOME:-~/.cache}/supermachine.
+
+SHELL      := /bin/bash -euo pipefail
+ARCH       := amd64
+BUILD      := build
+SHARE      := $(BUILD)/share/supermachine
+CLI        := $(BUILD)/bin/supermachine
+KERNEL     := $(SHARE)/vmlinux-$(ARCH)
+INITRAMFS  := $(SHARE)/initramfs-$(ARCH).cpio
+GOBUILD    := CGO_ENABLED=0 go build -trimpath -ldflags '-s -w'
+TESTBED    := testbed/run
+VM_MEMORY  := 8192
+# Packages whose tests need real guests.
+VM_PACKAGES := core core/machine kvm cmd/supermachine
+FUZZTIME   := 30s
+
+export SUPERMACHINE_ASSETS := $(CURDIR)/$(SHARE)
+
+say = @printf '\n== %s\n' "$(1)" >&2
+
+.PHONY: help all build kernel images testbed demo check lint test test-native test-vm bench fuzz clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+all: build kernel ## build the command line, the guest's initramfs and its kernel
+
+build: ## build the command line and the guest's initramfs (seconds)
+	$(call say,build the command line and the guest)
+	@mkdir -p $(BUILD)/bin $(SHARE)
+	$(GOBUILD) -o $(CLI) ./cmd/supermachine
+	$(GOBUILD) -o $(BUILD)/guest/init ./guest/init
+	go run ./guest/initramfs/pack $(BUILD)/guest/init > $(INITRAMFS).new
+	mv $(INITRAMFS).new $(INITRAMFS)
+
+kernel: ## build the guest's kernel (minutes, once)
+	$(call say,guest kernel)
+	@mkdir -p $(SHARE)
+	@kernel=$$(guest/kernel/build guest guest/kernel/common.config guest/kernel/$(ARCH).config | tail -n 1) && \
+		{ cmp -s "$$kernel" $(KERNEL) || { cp "$$kernel" $(KERNEL).new && mv $(KERNEL).new $(KERNEL); }; }
+
+images: ## make the two images that demo and tests use (a minute, once)
+	$(call say,images)
+	@images/build > $(BUILD)/images.log && tail -n 1 $(BUILD)/images.log > $(BUILD)/images.dir || { cat $(BUILD)/images.log; exit 1; }
+
+testbed: ## make sure that VMs can run here, in an emulated host if need be
+	$(call say,testbed)
+	@$(TESTBED) --time-limit 120 -- true
+
+demo: all images testbed ## pull, convert, boot, exec, HTTP, redis, stop: on a real image from a real registry
+	$(call say,demo)
+	@$(TESTBED) --mem $(VM_MEMORY) --time-limit 600 -- examples/demo.sh
+
+check: lint ## the quick loop: formatting, vet and short tests (under a minute)
+	go test -short ./...
+
+lint:
+	$(call say,formatting and vet)
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [[ -z "$$unformatted" ]] || { echo "gofmt: $$unformatted"; exit 1; }
+	go vet ./...
+	GOARCH=arm64 go vet ./guest/... ./core/agent/...
+
+test: all images testbed lint test-native test-vm ## every test, those that need guests in the testbed where there is no KVM
+
+test-native:
+	$(call say,tests on this machine)
+	go test -race -timeout 15m ./...
+	guest/kernel/check-arm64
+
+test-vm: build
+	$(call say,tests with real guests)
+	@mkdir -p $(BUILD)/test
+	for p in $(VM_PACKAGES); do go test -c -o $(BUILD)/test/$${p//\//-}.test ./$$p; done
+	SUPERMACHINE_REQUIRE_KVM=1 $(TESTBED) --mem $(VM_MEMORY) --time-limit 1500 -- scripts/test-vm $(VM_PACKAGES)
+
+bench: all images testbed ## measure, with the floors in the same run: build/bench.json
+	bench/run
+
+fuzz: ## run every fuzz target for FUZZTIME
+	scripts/fuzz $(FUZZTIME)
+
+clean: ## remove build/; the cache stays
+	rm -rf $(BUILD)
