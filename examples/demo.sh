@@ -21,8 +21,7 @@ step() {
 	local title=$1 start=$EPOCHREALTIME status=0
 	shift
 	printf '\n▸ %s\n' "$title"
-	"$@" > >(sed 's/^/    /') 2>&1 || status=$?
-	wait $! 2>/dev/null || true
+	"$@" 2>&1 | sed -u 's/^/    /' || status=$?
 	awk -v a="$start" -v b="$EPOCHREALTIME" 'BEGIN { printf "  %.2f s\n", b - a }'
 	((status == 0)) || { echo "demo: $title: exit status $status" >&2; exit 1; }
 }
@@ -32,8 +31,8 @@ start_registry() {
 	images/serve --port 0 >"$work/ready" &
 	registry=$!
 	read -r line <"$work/ready"
-	echo "$line"
-	echo "${line##* }" >"$work/address"
+	printf '\n▸ %s\n' "$line"
+	address=${line##* }
 }
 
 http_get() {
@@ -52,8 +51,8 @@ redis() {
 }
 
 supermachine doctor
-start_registry > >(sed 's/^/\n▸ /')
-image=$(<"$work/address")/debian
+start_registry
+image=$address/debian
 step "pull $image: HTTP, digests, conversion to EROFS" supermachine pull "$image"
 step "boot it, its command is nginx" supermachine run -d --name demo -p 8080:80 "$image"
 step "list VMs" supermachine ps
