@@ -63,6 +63,7 @@ const (
 	capIRQFD         = 32
 	capIOEventFD     = 36
 	capPIT2          = 33
+	capXCRs          = 56
 	capMaxVCPUs      = 66
 	capTSCDeadline   = 72
 	capImmediateExit = 136

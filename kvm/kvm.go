@@ -22,6 +22,7 @@ type System struct {
 	fd        int
 	mmapSize  int
 	xsaveSize int
+	hasXCRs   bool // the CPU has XSAVE and with it extended control registers
 	cpuid     []hypervisor.CPUIDEntry
 	msrs      []uint32
 }
@@ -126,6 +127,8 @@ func (s *System) probe() error {
 	if n, err := ioctl(s.fd, kvmCheckExtension, capXSave2, "KVM_CHECK_EXTENSION"); err == nil && n > s.xsaveSize {
 		s.xsaveSize = n
 	}
+	n, err := ioctl(s.fd, kvmCheckExtension, capXCRs, "KVM_CHECK_EXTENSION")
+	s.hasXCRs = err == nil && n != 0
 	return nil
 }
 

@@ -139,7 +139,12 @@ func (v *VCPU) Save() (*hypervisor.VCPUState, error) {
 	var xcrs xcrList
 	for _, step := range []func() error{
 		func() error { return ioctlPtr(v.fd, get, &st.XSave[0], name) },
-		func() error { return ioctlPtr(v.fd, kvmGetXCRs, &xcrs, "KVM_GET_XCRS") },
+		func() error {
+			if !v.sys.hasXCRs {
+				return nil
+			}
+			return ioctlPtr(v.fd, kvmGetXCRs, &xcrs, "KVM_GET_XCRS")
+		},
 		func() error { return ioctlPtr(v.fd, kvmGetLAPIC, &st.LAPIC[0], "KVM_GET_LAPIC") },
 		func() error { return ioctlPtr(v.fd, kvmGetVCPUEvents, &st.Events[0], "KVM_GET_VCPU_EVENTS") },
 		func() error { return ioctlPtr(v.fd, kvmGetDebugRegs, &st.DebugRegs[0], "KVM_GET_DEBUGREGS") },
