@@ -6,10 +6,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
+	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"github.com/supermachine/supermachine/core/agent/wire"
 )
@@ -26,6 +27,9 @@ var ErrClosed = errors.New("the connection to the guest's agent has ended")
 // Error is a failure that the guest reports.
 type Error = wire.Error
 
+// Info describes the guest.
+type Info = wire.Info
+
 // Reasons that StopReason returns.
 const (
 	StopPowerOff = wire.StopPowerOff
@@ -34,11 +38,12 @@ const (
 
 // Client talks to one agent. Its methods may be called from any goroutine.
 type Client struct {
-	conn net.Conn
-	w    *wire.Writer
+	conn    net.Conn
+	w       *wire.Writer
+	opening chan struct{} // holds a token while a stream gets its number and its Open frame is queued, as numbers only rise
 
 	mu      sync.Mutex
-	next    uint32
+	last    uint32 // newest stream
 	streams map[uint32]*stream
 	stop    string
 	err     error
@@ -47,8 +52,9 @@ type Client struct {
 
 // NewClient starts the protocol on conn, which the client owns from now on. It does not wait for the agent.
 func NewClient(conn net.Conn) (*Client, error) {
-	c := &Client{conn: conn, w: wire.NewWriter(conn), streams: map[uint32]*stream{}, done: make(chan struct{})}
-	if err := c.w.Send(wire.TypeHello, 0, 0, wire.Hello{Version: wire.Version}); err != nil {
+	c := &Client{conn: conn, opening: make(chan struct{}, 1), streams: map[uint32]*stream{}, done: make(chan struct{})}
+	c.w = wire.NewWriter(conn, func(err error) { c.fail(fmt.Errorf("%w: %w", ErrClosed, err)) })
+	if err := c.w.Send(nil, wire.TypeHello, 0, 0, wire.Hello{Version: wire.Version}); err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("%w: %w", ErrClosed, err)
 	}
@@ -95,7 +101,7 @@ func (c *Client) fail(err error) {
 	}
 }
 
-// read dispatches what the agent sends, until the connection ends.
+// read dispatches what the agent sends, until the connection ends. It never waits for anything else, so that no stream holds up another.
 func (c *Client) read() {
 	defer close(c.done)
 	r := wire.NewReader(c.conn)
@@ -133,181 +139,40 @@ func checkHello(f wire.Frame) error {
 
 func (c *Client) dispatch(f wire.Frame) error {
 	if f.Type == wire.TypeStopping {
-		var s wire.Stopping
-		if err := wire.Decode(f, &s); err != nil {
-			return err
-		}
-		c.mu.Lock()
-		c.stop = s.Reason
-		c.mu.Unlock()
-		return nil
+		return c.stopping(f)
 	}
 	c.mu.Lock()
-	s := c.streams[f.Stream]
+	s, last := c.streams[f.Stream], c.last
 	if f.Type == wire.TypeResult {
 		delete(c.streams, f.Stream)
 	}
-	next := c.next
 	c.mu.Unlock()
-	if s == nil {
-		if f.Stream == 0 || f.Stream > next {
-			return fmt.Errorf("%w: a frame of type %d for stream %d, which was never opened", wire.ErrProtocol, f.Type, f.Stream)
-		}
-		return nil // abandoned by us, and the agent does not know yet
+	if s != nil {
+		return s.dispatch(f)
 	}
-	switch f.Type {
-	case wire.TypeReply:
-		var r wire.Reply
-		if err := wire.Decode(f, &r); err != nil {
-			return err
-		}
-		s.reply(r)
-	case wire.TypeData:
-		return s.inbox(f.Channel).Put(f.Body)
-	case wire.TypeEOF:
-		s.inbox(f.Channel).Close(nil)
-	case wire.TypeWindow:
-		var win wire.Window
-		if err := wire.Decode(f, &win); err != nil {
-			return err
-		}
-		return s.in.Grant(win.Bytes)
-	case wire.TypeResult:
-		var r wire.Result
-		if err := wire.Decode(f, &r); err != nil {
-			return err
-		}
-		s.end(r, nil)
-	default:
-		return fmt.Errorf("%w: a server sent a frame of type %d", wire.ErrProtocol, f.Type)
+	if f.Stream == 0 || f.Stream > last {
+		return fmt.Errorf("%w: a frame of type %d for stream %d, which was never opened", wire.ErrProtocol, f.Type, f.Stream)
 	}
+	return nil // abandoned by us, and the agent did not know yet
+}
+
+func (c *Client) stopping(f wire.Frame) error {
+	var s wire.Stopping
+	if err := wire.Decode(f, &s); err != nil {
+		return err
+	}
+	if s.Reason != StopPowerOff && s.Reason != StopReboot {
+		return fmt.Errorf("%w: the guest stops for the reason %q", wire.ErrProtocol, s.Reason)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.stop = s.Reason
 	return nil
-}
-
-// stream is one request under way.
-type stream struct {
-	c        *Client
-	id       uint32
-	in       *wire.Outbox
-	out, err *wire.Inbox
-
-	replied chan wire.Reply // at most one
-	ended   chan struct{}
-	result  wire.Result
-	failure error
-	once    sync.Once
-}
-
-// open starts a request.
-func (c *Client) open(req wire.Request) (*stream, error) {
-	s := &stream{c: c, replied: make(chan wire.Reply, 1), ended: make(chan struct{})}
-	c.mu.Lock()
-	if c.err != nil {
-		defer c.mu.Unlock()
-		return nil, c.err
-	}
-	c.next++
-	s.id = c.next
-	s.in = wire.NewOutbox(c.w, s.id, wire.ChannelIn)
-	s.out, s.err = s.newInbox(wire.ChannelOut), s.newInbox(wire.ChannelErr)
-	c.streams[s.id] = s
-	c.mu.Unlock()
-	if err := c.w.Send(wire.TypeOpen, s.id, 0, req); err != nil {
-		if !errors.Is(err, wire.ErrTooLarge) {
-			err = fmt.Errorf("%w: %w", ErrClosed, err)
-			c.fail(err)
-		}
-		c.forget(s)
-		return nil, err
-	}
-	return s, nil
-}
-
-func (s *stream) newInbox(channel uint8) *wire.Inbox {
-	return wire.NewInbox(func(n uint32) error { return s.c.w.Send(wire.TypeWindow, s.id, channel, wire.Window{Bytes: n}) })
-}
-
-func (s *stream) inbox(channel uint8) *wire.Inbox {
-	if channel == wire.ChannelErr {
-		return s.err
-	}
-	return s.out
-}
-
-func (c *Client) forget(s *stream) {
-	c.mu.Lock()
-	delete(c.streams, s.id)
-	c.mu.Unlock()
-}
-
-// abandon gives the request up: the agent kills what it runs.
-func (s *stream) abandon(err error) {
-	s.c.mu.Lock()
-	_, live := s.c.streams[s.id]
-	delete(s.c.streams, s.id)
-	s.c.mu.Unlock()
-	if live {
-		s.c.w.Write(wire.Frame{Type: wire.TypeAbandon, Stream: s.id})
-	}
-	s.end(wire.Result{}, err)
-}
-
-func (s *stream) reply(r wire.Reply) {
-	select {
-	case s.replied <- r:
-	default: // a second one: the guest's mistake, which changes nothing
-	}
-}
-
-// end records the stream's outcome; the first call counts.
-func (s *stream) end(r wire.Result, err error) {
-	s.once.Do(func() {
-		s.result, s.failure = r, err
-		if err == nil && r.Error != nil {
-			s.failure = r.Error
-		}
-		s.in.Close()
-		s.out.Close(err)
-		s.err.Close(err)
-		close(s.ended)
-	})
-}
-
-// started waits for the reply. If the stream ends without one, it returns why.
-func (s *stream) started(ctx context.Context) (wire.Reply, error) {
-	select {
-	case r := <-s.replied:
-		return r, nil
-	case <-s.ended:
-		select {
-		case r := <-s.replied: // both were there
-			return r, nil
-		default:
-		}
-		if s.failure != nil {
-			return wire.Reply{}, s.failure
-		}
-		return wire.Reply{}, nil
-	case <-ctx.Done():
-		s.abandon(ctx.Err())
-		return wire.Reply{}, ctx.Err()
-	}
-}
-
-// finish waits for the result.
-func (s *stream) finish(ctx context.Context) (wire.Result, error) {
-	select {
-	case <-s.ended:
-		return s.result, s.failure
-	case <-ctx.Done():
-		s.abandon(ctx.Err())
-		return wire.Result{}, ctx.Err()
-	}
 }
 
 // call makes a request that has nothing but a result.
 func (c *Client) call(ctx context.Context, req wire.Request) error {
-	s, err := c.open(req)
+	s, err := c.open(ctx, req)
 	if err != nil {
 		return err
 	}
@@ -315,9 +180,27 @@ func (c *Client) call(ctx context.Context, req wire.Request) error {
 	return err
 }
 
-// Ping waits for the agent's answer to an empty request.
+// Ping waits for the agent's answer to an empty request. While the guest boots the answer comes when programs can be run.
 func (c *Client) Ping(ctx context.Context) error {
-	return c.call(ctx, wire.Request{Ping: &struct{}{}})
+	return c.call(ctx, wire.Request{Ping: &wire.Empty{}})
+}
+
+// Info asks the agent about the guest. What it says is the guest's claim.
+func (c *Client) Info(ctx context.Context) (Info, error) {
+	s, err := c.open(ctx, wire.Request{Info: &wire.Empty{}})
+	if err != nil {
+		return Info{}, err
+	}
+	r, err := s.started(ctx)
+	if err != nil {
+		return Info{}, err
+	}
+	if r.Info == nil {
+		return Info{}, fmt.Errorf("%w: no information in the answer", wire.ErrProtocol)
+	}
+	r.Info.Kernel = printable(r.Info.Kernel)
+	_, err = s.finish(ctx)
+	return *r.Info, err
 }
 
 // Shutdown asks the guest to stop: the workload gets its stop signal, SIGKILL after grace, and then the guest powers off. It
@@ -326,86 +209,12 @@ func (c *Client) Shutdown(ctx context.Context, grace time.Duration) error {
 	return c.call(ctx, wire.Request{Shutdown: &wire.Shutdown{Grace: grace}})
 }
 
-// DialPort turns conn, freshly connected to ProxyPort, into a connection to a TCP port on the guest's loopback address.
-func DialPort(ctx context.Context, conn net.Conn, port uint16) error {
-	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
-	err := wire.NewWriter(conn).Send(wire.TypeOpen, 1, 0, wire.ProxyRequest{Port: port})
-	var f wire.Frame
-	if err == nil {
-		f, err = wire.ReadUnbuffered(conn)
-	}
-	if !stop() {
-		return ctx.Err()
-	}
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrClosed, err)
-	}
-	var r wire.Result
-	if f.Type != wire.TypeResult {
-		return fmt.Errorf("%w: no answer to the request for port %d", wire.ErrProtocol, port)
-	}
-	if err := wire.Decode(f, &r); err != nil {
-		return err
-	}
-	if r.Error != nil {
-		return r.Error
-	}
-	return nil
-}
-
-// ReadFile opens a file in the guest. The reader must be closed; it fails when ctx is done.
-func (c *Client) ReadFile(ctx context.Context, path string) (io.ReadCloser, error) {
-	s, err := c.open(wire.Request{Read: &wire.ReadFile{Path: path}})
-	if err != nil {
-		return nil, err
-	}
-	if _, err := s.started(ctx); err != nil {
-		return nil, err
-	}
-	return &fileReader{s: s, stop: context.AfterFunc(ctx, func() { s.abandon(ctx.Err()) })}, nil
-}
-
-type fileReader struct {
-	s     *stream
-	chunk []byte
-	stop  func() bool
-}
-
-func (r *fileReader) Read(p []byte) (int, error) {
-	for len(r.chunk) == 0 {
-		var err error
-		if r.chunk, err = r.s.out.Next(); err != nil {
-			if err == io.EOF { // all of it, or as much as could be read
-				<-r.s.ended
-				if r.s.failure != nil {
-					return 0, r.s.failure
-				}
-			}
-			return 0, err
+// printable makes a text of the guest harmless for the host's terminals and logs.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '\uFFFD'
 		}
-	}
-	n := copy(p, r.chunk)
-	r.chunk = r.chunk[n:]
-	return n, nil
-}
-
-func (r *fileReader) Close() error {
-	r.stop()
-	r.s.abandon(io.ErrClosedPipe)
-	return nil
-}
-
-// WriteFile creates or replaces a file in the guest with what r yields. It is atomic: the name shows the old or the new file.
-func (c *Client) WriteFile(ctx context.Context, path string, r io.Reader, mode uint32) error {
-	s, err := c.open(wire.Request{Write: &wire.WriteFile{Path: path, Mode: mode}})
-	if err != nil {
-		return err
-	}
-	if _, err := io.CopyBuffer(struct{ io.Writer }{s.in}, r, make([]byte, wire.MaxData)); err != nil && !errors.Is(err, io.ErrClosedPipe) {
-		s.abandon(err)
-		return err
-	}
-	s.in.CloseWrite() // a failure shows in the result
-	_, err = s.finish(ctx)
-	return err
+		return r
+	}, s)
 }

@@ -27,6 +27,8 @@ type ExecRequest struct {
 	Stdin  io.Reader // nil: empty. It is read until its end or the process's exit; a blocked Read delays nothing
 	Stdout io.Writer // nil: discarded. A slow Writer slows the process down
 	Stderr io.Writer // nil: discarded
+
+	Pipes bool // Process.Stdin, Stdout and Stderr are used instead of the three above, which must be nil
 }
 
 // ExitStatus is how a process ended.
@@ -43,23 +45,29 @@ type ExitStatus struct {
 
 // Process is a running program in the guest.
 type Process struct {
+	// With ExecRequest.Pipes, the program's streams; else nil. Stdin must be closed for the program to see its end; after the program's exit its
+	// Write returns io.ErrClosedPipe. Stdout and Stderr must be read, each by one goroutine at a time, or the program stops when 256 KiB are waiting;
+	// what is unread when the program exits can still be read. Closing them discards the rest.
+	Stdin          io.WriteCloser
+	Stdout, Stderr io.ReadCloser
+
 	s      *stream
 	pid    int
 	start  time.Time
 	stop   func() bool
 	copies sync.WaitGroup
 
-	mu       sync.Mutex
-	writeErr error // the first failure of Stdout or Stderr
+	mu    sync.Mutex
+	ioErr error // the first failure of ExecRequest's Stdin, Stdout or Stderr
 }
 
 // Exec starts a program. It returns once the program runs, or an *Error if the guest cannot run it. When ctx is done the whole
-// process group is killed.
+// process group is killed, and Wait returns ctx's error without waiting for that.
 func (c *Client) Exec(ctx context.Context, req ExecRequest) (*Process, error) {
 	p := &Process{start: time.Now()}
-	s, err := c.open(wire.Request{Exec: &wire.Exec{
+	s, err := c.open(ctx, wire.Request{Exec: &wire.Exec{
 		Args: req.Args, Env: req.Env, Dir: req.Dir, User: req.User, TTY: req.TTY, Rows: req.Rows, Cols: req.Cols,
-		Timeout: req.Timeout, Main: req.Main, Stdin: req.Stdin != nil,
+		Timeout: req.Timeout, Main: req.Main, Stdin: req.Stdin != nil || req.Pipes,
 	}})
 	if err != nil {
 		return nil, err
@@ -71,76 +79,117 @@ func (c *Client) Exec(ctx context.Context, req ExecRequest) (*Process, error) {
 	}
 	p.pid = reply.PID
 	p.stop = context.AfterFunc(ctx, func() { s.abandon(ctx.Err()) })
+	if req.Pipes {
+		p.Stdin, p.Stdout, p.Stderr = stdinPipe{s.in}, outputPipe{s.out}, outputPipe{s.err}
+		return p, nil
+	}
 	p.copies.Add(2)
 	go p.copyOut(s.out, req.Stdout)
 	go p.copyOut(s.err, req.Stderr)
 	if req.Stdin != nil {
-		go func() { // not waited for: its Read may block for ever
-			io.CopyBuffer(struct{ io.Writer }{s.in}, req.Stdin, make([]byte, wire.MaxData))
-			s.in.CloseWrite()
-		}()
+		go p.copyIn(req.Stdin) // not waited for: its Read may block for ever
 	}
 	return p, nil
+}
+
+func (p *Process) copyIn(r io.Reader) {
+	src := &readErrors{r: r}
+	io.CopyBuffer(struct{ io.Writer }{p.s.in}, src, make([]byte, wire.MaxData))
+	p.s.in.CloseWrite() // does nothing after the exit
+	p.note(src.err)
 }
 
 // copyOut hands a channel's data to w until the channel ends. If w fails the rest is read and dropped, so that the process can end.
 func (p *Process) copyOut(from *wire.Inbox, w io.Writer) {
 	defer p.copies.Done()
-	for {
-		b, err := from.Next()
-		if err != nil {
-			return
-		}
-		if w == nil {
-			continue
-		}
-		if _, err := w.Write(b); err != nil {
-			p.mu.Lock()
-			if p.writeErr == nil {
-				p.writeErr = err
-			}
-			p.mu.Unlock()
-			w = nil
-		}
+	if w != nil {
+		failed := &writeErrors{w: w}
+		from.WriteTo(failed)
+		p.note(failed.err)
+	}
+	from.WriteTo(io.Discard)
+}
+
+// writeErrors tells failures of writing from those of reading.
+type writeErrors struct {
+	w   io.Writer
+	err error
+}
+
+func (w *writeErrors) Write(p []byte) (int, error) {
+	n, err := w.w.Write(p)
+	w.err = err
+	return n, err
+}
+
+// note keeps the first error.
+func (p *Process) note(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ioErr == nil {
+		p.ioErr = err
 	}
 }
 
-// PID returns the process's ID in the guest.
+type stdinPipe struct{ out *wire.Outbox }
+
+func (s stdinPipe) Write(p []byte) (int, error) { return s.out.Write(p) }
+func (s stdinPipe) Close() error                { return s.out.CloseWrite() }
+
+type outputPipe struct{ in *wire.Inbox }
+
+func (o outputPipe) Read(p []byte) (int, error) { return o.in.Read(p) }
+
+// Close keeps the program from waiting for a reader that is gone.
+func (o outputPipe) Close() error {
+	go o.in.WriteTo(io.Discard)
+	return nil
+}
+
+// PID returns the process's ID in the workload's PID namespace, 0 if the guest did not tell.
 func (p *Process) PID() int { return p.pid }
 
-// Wait blocks until the process has ended and all its output is written. The error is about running it or about Stdout and
-// Stderr; a process that fails on its own account is told by the ExitStatus alone.
+// Wait blocks until the process has ended and all its output is written to Stdout and Stderr. The error is about running it, about the
+// connection, ctx, or ExecRequest's streams; a process that fails on its own account is told by the ExitStatus alone.
 func (p *Process) Wait() (ExitStatus, error) {
 	<-p.s.ended
 	p.copies.Wait()
 	p.stop()
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	r, err := p.s.result, p.s.failure
 	if err != nil {
 		return ExitStatus{}, err
 	}
 	st := ExitStatus{
 		Code: r.Code, Signal: syscall.Signal(r.Signal), TimedOut: r.TimedOut, Truncated: r.Truncated,
-		Duration: time.Since(p.start), User: r.User, System: r.System, MaxRSS: r.MaxRSS,
+		Duration: p.s.when.Sub(p.start), User: r.User, System: r.System, MaxRSS: r.MaxRSS,
 	}
 	if r.Signal != 0 {
 		st.Code = 128 + r.Signal
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return st, p.writeErr
+	return st, p.ioErr
 }
 
 // Signal sends a signal to the process's group. After the process has ended it does nothing.
 func (p *Process) Signal(sig syscall.Signal) error {
-	return p.s.c.w.Send(wire.TypeSignal, p.s.id, 0, wire.Signal{Number: int(sig)})
+	return p.send(wire.TypeSignal, wire.Signal{Number: int(sig)})
 }
 
-// Kill ends the whole process group at once; Wait tells how it ended.
+// Kill ends the whole session of the process, its background children included, at once; Wait tells how it ended.
 func (p *Process) Kill() error { return p.Signal(syscall.SIGKILL) }
 
-// Resize changes the size of the process's terminal.
+// Resize changes the size of the process's terminal. Without a terminal it does nothing.
 func (p *Process) Resize(rows, cols uint16) error {
-	return p.s.c.w.Send(wire.TypeResize, p.s.id, 0, wire.Resize{Rows: rows, Cols: cols})
+	return p.send(wire.TypeResize, wire.Resize{Rows: rows, Cols: cols})
+}
+
+func (p *Process) send(t wire.Type, body any) error {
+	err := p.s.c.w.Send(p.s.ended, t, p.s.id, 0, body)
+	if errors.Is(err, wire.ErrCanceled) {
+		return nil
+	}
+	return err
 }
 
 // Output is what a program wrote and how it ended.
@@ -155,7 +204,8 @@ const MaxOutput = 64 << 20
 // ErrOutputTooLarge means that a program run by Run wrote more than MaxOutput; it was killed.
 var ErrOutputTooLarge = errors.New("the program wrote more output than can be collected")
 
-// Run runs a program to its end and collects its output. Stdout and Stderr of req must be nil.
+// Run runs a program to its end and collects its output. Stdout and Stderr of req must be nil and Pipes false. With an error comes
+// the output up to then.
 func (c *Client) Run(ctx context.Context, req ExecRequest) (Output, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

@@ -1,8 +1,8 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path"
 	"strings"
@@ -12,8 +12,29 @@ import (
 	"github.com/supermachine/supermachine/core/agent/wire"
 )
 
-// openNonblock keeps an open of a FIFO or a device from blocking the thread that all opens share.
-const openNonblock = unix.O_NONBLOCK
+// openRegular opens a file for reading, on a thread in the container. It refuses what is no regular file, and what might block.
+func openRegular(name string) (*os.File, os.FileInfo, error) {
+	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = notRegular("open", name, info)
+	}
+	if err != nil {
+		f.Close()
+		return nil, nil, err
+	}
+	return f, info, nil
+}
+
+func notRegular(op, name string, info os.FileInfo) error {
+	if info.IsDir() {
+		return &os.PathError{Op: op, Path: name, Err: unix.EISDIR}
+	}
+	return &wire.Error{Kind: wire.KindInvalid, Message: fmt.Sprintf("%s %s: not a regular file", op, name)}
+}
 
 // readFile sends a file's contents.
 func (st *stream) readFile(req *wire.ReadFile) error {
@@ -21,35 +42,15 @@ func (st *stream) readFile(req *wire.ReadFile) error {
 		return err
 	}
 	var f *os.File
+	var info os.FileInfo
 	var err error
-	st.c.s.files.do(func() { f, err = os.OpenFile(req.Path, os.O_RDONLY|openNonblock, 0) })
+	st.c.s.threads.do(func() { f, info, err = openRegular(req.Path) })
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	if info.IsDir() {
-		return &os.PathError{Op: "read", Path: req.Path, Err: unix.EISDIR}
-	}
 	st.reply(wire.Reply{Size: info.Size(), Mode: uint32(info.Mode().Perm())})
-	buf := make([]byte, wire.MaxData)
-	for {
-		n, err := f.Read(buf)
-		if n > 0 {
-			if _, werr := st.out.Write(buf[:n]); werr != nil {
-				return werr
-			}
-		}
-		if err == io.EOF {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-	}
+	return wire.Copy(st.out, f)
 }
 
 // writeFile writes a new file under a hidden name beside the wanted one and renames it when it is whole.
@@ -58,22 +59,13 @@ func (st *stream) writeFile(req *wire.WriteFile) error {
 		return err
 	}
 	var f *os.File
+	var name string
 	var err error
-	files := st.c.s.files
-	dir, base := path.Split(req.Path)
-	files.do(func() {
-		// The name of an existing symbolic link stays a link; what it points to is replaced.
-		if target, e := os.Readlink(req.Path); e == nil {
-			if !path.IsAbs(target) {
-				target = path.Join(dir, target)
-			}
-			dir, base = path.Split(target)
+	threads := st.c.s.threads
+	threads.do(func() {
+		if name, err = writeTarget(req.Path); err == nil {
+			f, err = createBeside(name, req.Owner)
 		}
-		if info, e := os.Stat(dir + base); e == nil && info.IsDir() {
-			err = &os.PathError{Op: "write", Path: req.Path, Err: unix.EISDIR}
-			return
-		}
-		f, err = os.CreateTemp(firstOf(dir, "/"), ".supermachine-*")
 	})
 	if err != nil {
 		return hideTemp(err, req.Path)
@@ -83,30 +75,74 @@ func (st *stream) writeFile(req *wire.WriteFile) error {
 	defer func() {
 		f.Close()
 		if !done {
-			files.do(func() { os.Remove(tmp) })
+			threads.do(func() { os.Remove(tmp) })
 		}
 	}()
-	for {
-		b, err := st.in.Next()
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			return err
-		}
-		if _, err := f.Write(b); err != nil {
-			return hideTemp(err, req.Path)
-		}
+	if _, err := st.in.WriteTo(f); err != nil {
+		return hideTemp(err, req.Path)
 	}
 	if err := f.Chmod(os.FileMode(req.Mode & 0o777)); err != nil {
 		return hideTemp(err, req.Path)
 	}
-	files.do(func() { err = os.Rename(tmp, dir+base) })
+	threads.do(func() { err = os.Rename(tmp, name) })
 	if err != nil {
 		return hideTemp(err, req.Path)
 	}
 	done = true
 	return nil
+}
+
+// writeTarget follows the symbolic links at the end of a path: a link stays a link, what it points to is replaced.
+func writeTarget(name string) (string, error) {
+	for range 40 { // as many as the kernel follows
+		info, err := os.Lstat(name)
+		if errors.Is(err, unix.ENOENT) {
+			return name, nil
+		}
+		if err != nil {
+			return "", err
+		}
+		if info.Mode()&os.ModeSymlink == 0 {
+			if !info.Mode().IsRegular() {
+				return "", notRegular("write", name, info)
+			}
+			return name, nil
+		}
+		target, err := os.Readlink(name)
+		if err != nil {
+			return "", err
+		}
+		if !path.IsAbs(target) {
+			dir, _ := path.Split(name)
+			target = dir + target // not cleaned: the directory may be a link, whose .. is elsewhere
+		}
+		name = target
+	}
+	return "", &os.PathError{Op: "write", Path: name, Err: unix.ELOOP}
+}
+
+// createBeside makes a temporary file that can be renamed to name.
+func createBeside(name, owner string) (*os.File, error) {
+	var u user
+	var err error
+	if owner != "" {
+		if u, err = lookupUser(owner); err != nil {
+			return nil, err
+		}
+	}
+	dir, _ := path.Split(name)
+	f, err := os.CreateTemp(dir, ".supermachine-*")
+	if err != nil {
+		return nil, err
+	}
+	if owner != "" {
+		if err := f.Chown(int(u.uid), int(u.gid)); err != nil {
+			f.Close()
+			os.Remove(f.Name())
+			return nil, err
+		}
+	}
+	return f, nil
 }
 
 // hideTemp names the file that the user knows in an error.
@@ -121,8 +157,8 @@ func hideTemp(err error, name string) error {
 }
 
 func checkPath(p string) error {
-	if !path.IsAbs(p) || strings.IndexByte(p, 0) >= 0 {
-		return &wire.Error{Kind: wire.KindInvalid, Message: fmt.Sprintf("%q is not an absolute path", p)}
+	if !path.IsAbs(p) || strings.HasSuffix(p, "/") || strings.IndexByte(p, 0) >= 0 {
+		return &wire.Error{Kind: wire.KindInvalid, Message: fmt.Sprintf("%q is not the absolute path of a file", p)}
 	}
 	return nil
 }

@@ -4,30 +4,53 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // Container is where the workload lives.
 type Container struct {
-	// PID is the process whose namespaces the workload is in: PID 1 of its PID namespace. 0 is the agent's own namespaces.
+	// PID is the process whose namespaces the workload is in: PID 1 of its PID namespace and a child of this process. 0 is the agent's
+	// own namespaces.
 	PID int
 	// Cgroup is the descriptor of the workload's cgroup directory (v2), -1 for none.
 	Cgroup int
 }
 
-// nsThread is an OS thread in the container's namespaces. What it forks and opens belongs to the container.
-type nsThread struct {
-	work chan func()
+// nsThreads are OS threads in the container's namespaces. What they fork and open belongs to the container. One does, as long as nothing
+// blocks it; but the workload can make file systems that never answer, so others take over.
+type nsThreads struct {
+	container Container
+	work      chan func()
+
+	mu    sync.Mutex
+	count int
 }
 
-// newNSThread starts a thread in the container. The thread is never given back to the Go scheduler.
-func newNSThread(c Container) (*nsThread, error) {
-	t := &nsThread{work: make(chan func())}
+const (
+	maxThreads = 32
+	stalled    = 5 * time.Millisecond // how long a job waits for a busy thread before another is started
+)
+
+// newNSThreads starts the first thread.
+func newNSThreads(c Container) (*nsThreads, error) {
+	t := &nsThreads{container: c, work: make(chan func())}
+	return t, t.start()
+}
+
+// start adds a thread. It is never given back to the Go scheduler.
+func (t *nsThreads) start() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.count == maxThreads {
+		return nil
+	}
 	entered := make(chan error)
 	go func() {
 		runtime.LockOSThread()
-		err := c.enter()
+		err := t.container.enter()
 		entered <- err
 		if err != nil {
 			return // the locked thread dies with the goroutine
@@ -36,14 +59,35 @@ func newNSThread(c Container) (*nsThread, error) {
 			f()
 		}
 	}()
-	return t, <-entered
+	err := <-entered
+	if err == nil {
+		t.count++
+	}
+	return err
 }
 
-// do runs f on the thread and waits for it.
-func (t *nsThread) do(f func()) {
+// do runs f on one of the threads and waits for it.
+func (t *nsThreads) do(f func()) {
 	done := make(chan struct{})
-	t.work <- func() { f(); close(done) }
+	job := func() { f(); close(done) }
+	select {
+	case t.work <- job:
+	default:
+		t.queue(job)
+	}
 	<-done
+}
+
+// queue hands the job to the first thread that is free.
+func (t *nsThreads) queue(job func()) {
+	timer := time.NewTimer(stalled)
+	defer timer.Stop()
+	select {
+	case t.work <- job:
+	case <-timer.C:
+		t.start() // if it fails, the job waits for the others
+		t.work <- job
+	}
 }
 
 // enter moves the calling thread, which must be locked, into the container.
@@ -59,9 +103,9 @@ func (c Container) enter() error {
 	names := []string{"ipc", "uts", "cgroup", "pid", "mnt"}
 	fds := make([]int, len(names))
 	for i, name := range names {
-		fd, err := unix.Open(fmt.Sprintf("/proc/%d/ns/%s", c.PID, name), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		fd, err := c.open(name)
 		if err != nil {
-			return &os.PathError{Op: "open", Path: name + " namespace", Err: err}
+			return err
 		}
 		defer unix.Close(fd)
 		fds[i] = fd
@@ -72,4 +116,27 @@ func (c Container) enter() error {
 		}
 	}
 	return unix.Chdir("/")
+}
+
+// open opens one of the container's namespaces.
+func (c Container) open(name string) (int, error) {
+	path := fmt.Sprintf("/proc/%d/ns/%s", c.PID, name)
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return fd, nil
+}
+
+// pidIn translates a process ID into the PID namespace behind ns, -1 for this one's own; 0 if that fails.
+func pidIn(ns, pid int) int {
+	if ns < 0 {
+		return pid
+	}
+	const getPIDInPIDNS = 0x8004b708 // NS_GET_PID_IN_PIDNS, linux/nsfs.h, since Linux 6.11
+	r, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(ns), getPIDInPIDNS, uintptr(pid))
+	if errno != 0 {
+		return 0
+	}
+	return int(r)
 }

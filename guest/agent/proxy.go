@@ -4,20 +4,13 @@ import (
 	"fmt"
 	"net"
 	"strconv"
+	"time"
 
 	"github.com/supermachine/supermachine/core/agent/wire"
 )
 
-// ServeProxy accepts connections that each name a TCP port of the guest and then become a connection to it.
-func (s *Server) ServeProxy(l net.Listener) error {
-	for {
-		c, err := l.Accept()
-		if err != nil {
-			return err
-		}
-		go s.proxy(c)
-	}
-}
+// ServeProxy accepts connections that each name a TCP port of the guest and then become a connection to it, until the listener is closed.
+func (s *Server) ServeProxy(l net.Listener) error { return accept(l, s.proxy) }
 
 func (s *Server) proxy(host net.Conn) {
 	defer host.Close()
@@ -30,23 +23,23 @@ func (s *Server) proxy(host net.Conn) {
 		return
 	}
 	<-s.ready
-	w := wire.NewWriter(host)
 	guest, err := dialLoopback(req.Port)
 	if err != nil {
-		w.Send(wire.TypeResult, f.Stream, 0, wire.Result{Error: toWire(err)})
+		wire.WriteMessage(host, wire.TypeResult, wire.Result{Error: toWire(err)})
 		return
 	}
 	defer guest.Close()
-	if w.Send(wire.TypeResult, f.Stream, 0, wire.Result{}) == nil {
+	if wire.WriteMessage(host, wire.TypeResult, wire.Result{}) == nil {
 		wire.Splice(host, guest)
 	}
 }
 
 // dialLoopback connects to a server that listens on any address that includes the loopback one, of either family.
 func dialLoopback(port uint16) (net.Conn, error) {
+	dialer := net.Dialer{Timeout: 10 * time.Second} // a server whose backlog is full does not answer
 	var first error
 	for _, host := range []string{"127.0.0.1", "::1"} {
-		c, err := net.Dial("tcp", net.JoinHostPort(host, strconv.Itoa(int(port))))
+		c, err := dialer.Dial("tcp", net.JoinHostPort(host, strconv.Itoa(int(port))))
 		if err == nil {
 			return c, nil
 		}
@@ -54,5 +47,9 @@ func dialLoopback(port uint16) (net.Conn, error) {
 			first = err
 		}
 	}
-	return nil, &wire.Error{Kind: kindOf(first), Message: fmt.Sprintf("nothing listens on port %d of the guest", port)}
+	kind := kindOf(first)
+	if kind == wire.KindRefused {
+		return nil, &wire.Error{Kind: kind, Message: fmt.Sprintf("nothing listens on port %d of the guest", port)}
+	}
+	return nil, &wire.Error{Kind: kind, Message: fmt.Sprintf("connect to port %d of the guest: %v", port, first)}
 }

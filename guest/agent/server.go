@@ -7,6 +7,9 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/supermachine/supermachine/core/agent/wire"
 )
@@ -23,59 +26,83 @@ type Defaults struct {
 type Config struct {
 	Defaults Defaults
 	Container
-	// PowerOff takes the guest down, after everything in it has ended. reason is one of wire's Stop reasons.
-	PowerOff func(reason string)
+	// PowerOff takes the guest down, after everything in the container has ended and the host was told. It does not return in a guest.
+	PowerOff func()
 }
 
 // Server serves host connections. Requests wait until Ready is called.
 type Server struct {
 	cfg     Config
 	ready   chan struct{}
-	reaper  *reaper
-	spawner *nsThread
-	files   *nsThread
+	threads *nsThreads
+	pidns   int    // the container's PID namespace, -1 for the agent's own
+	init    *child // PID 1 of the container, nil without one
+
+	sessions sessionKiller
 
 	mu       sync.Mutex
 	conns    map[*conn]struct{}
-	main     *process // the workload, once it runs
+	main     *process       // the workload, once it runs
+	hasMain  bool           // it runs or is being started
+	streams  sync.WaitGroup // requests under way; none is added once stopping
+	execs    int
 	stopping bool
 }
 
 // NewServer returns a server that accepts connections at once and keeps their requests waiting until Ready.
 func NewServer() *Server {
-	return &Server{ready: make(chan struct{}), conns: map[*conn]struct{}{}}
+	return &Server{ready: make(chan struct{}), pidns: -1, conns: map[*conn]struct{}{}}
 }
 
-// Ready gives the server what it needs to handle requests.
+// Ready gives the server what it needs to handle requests. From then on the end of the container's PID 1 takes the guest down.
 func (s *Server) Ready(cfg Config) error {
 	var err error
-	if s.spawner, err = newNSThread(cfg.Container); err != nil {
+	if s.threads, err = newNSThreads(cfg.Container); err != nil {
 		return err
 	}
-	if s.files, err = newNSThread(cfg.Container); err != nil {
-		return err
+	if cfg.PID != 0 {
+		if s.pidns, err = cfg.open("pid"); err != nil {
+			return err
+		}
+		pidfd, err := unix.PidfdOpen(cfg.PID, 0)
+		if err != nil {
+			return fmt.Errorf("follow the container's PID 1: %w", err)
+		}
+		s.init = newChild(cfg.PID, pidfd, &s.sessions)
 	}
 	s.cfg = cfg
-	s.reaper = startReaper()
+	if s.init != nil {
+		go s.followContainer()
+	}
 	close(s.ready)
 	return nil
 }
 
-// Serve accepts control connections until the listener fails.
-func (s *Server) Serve(l net.Listener) error {
+// Serve accepts control connections until the listener is closed.
+func (s *Server) Serve(l net.Listener) error { return accept(l, s.ServeConn) }
+
+// accept hands every connection to serve, in a goroutine of its own. It outlives a shortage of memory or file descriptors.
+func accept(l net.Listener, serve func(net.Conn)) error {
 	for {
 		c, err := l.Accept()
-		if err != nil {
+		switch {
+		case err == nil:
+			go serve(c)
+		case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ENOMEM), errors.Is(err, unix.ENOBUFS),
+			errors.Is(err, unix.ECONNABORTED), errors.Is(err, unix.ECONNRESET), errors.Is(err, unix.EINTR):
+			time.Sleep(10 * time.Millisecond)
+		default:
 			return err
 		}
-		go s.ServeConn(c)
 	}
 }
 
 // conn is one host connection.
 type conn struct {
-	s *Server
-	w *wire.Writer
+	s     *Server
+	nc    net.Conn
+	w     *wire.Writer
+	ended chan struct{}
 
 	mu      sync.Mutex
 	streams map[uint32]*stream
@@ -85,17 +112,19 @@ type conn struct {
 // ServeConn serves one control connection until it ends.
 func (s *Server) ServeConn(nc net.Conn) {
 	defer nc.Close()
-	c := &conn{s: s, w: wire.NewWriter(nc), streams: map[uint32]*stream{}}
+	c := &conn{s: s, nc: nc, ended: make(chan struct{}), streams: map[uint32]*stream{}}
+	c.w = wire.NewWriter(nc, func(error) { nc.Close() })
 	s.mu.Lock()
 	s.conns[c] = struct{}{}
 	s.mu.Unlock()
 	defer func() {
+		close(c.ended)
 		s.mu.Lock()
 		delete(s.conns, c)
 		s.mu.Unlock()
 		c.abandonAll()
 	}()
-	if err := c.w.Send(wire.TypeHello, 0, 0, wire.Hello{Version: wire.Version}); err != nil {
+	if err := c.w.Send(nil, wire.TypeHello, 0, 0, wire.Hello{Version: wire.Version}); err != nil {
 		return
 	}
 	c.loop(wire.NewReader(nc))
@@ -138,14 +167,21 @@ func (c *conn) dispatch(f wire.Frame) error {
 		return nil // it has just ended
 	}
 	switch f.Type {
-	case wire.TypeData:
-		return st.in.Put(f.Body)
-	case wire.TypeEOF:
+	case wire.TypeData, wire.TypeEOF:
+		if f.Channel != wire.ChannelIn {
+			return fmt.Errorf("%w: data for the wrong end of stream %d", wire.ErrProtocol, f.Stream)
+		}
+		if f.Type == wire.TypeData {
+			return st.in.Put(f)
+		}
 		st.in.Close(nil)
 	case wire.TypeWindow:
 		var win wire.Window
 		if err := wire.Decode(f, &win); err != nil {
 			return err
+		}
+		if f.Channel == wire.ChannelIn {
+			return fmt.Errorf("%w: a window for the wrong end of stream %d", wire.ErrProtocol, f.Stream)
 		}
 		return st.outbox(f.Channel).Grant(win.Bytes)
 	case wire.TypeSignal:
@@ -175,6 +211,8 @@ type stream struct {
 	id       uint32
 	in       *wire.Inbox
 	out, err *wire.Outbox
+	gone     chan struct{} // closed when nobody waits for the result any more
+	finished chan struct{} // closed when the result is queued
 
 	mu        sync.Mutex
 	proc      *process
@@ -186,8 +224,8 @@ func (c *conn) open(f wire.Frame) error {
 	if err := wire.Decode(f, &req); err != nil {
 		return err
 	}
-	st := &stream{c: c, id: f.Stream}
-	st.in = wire.NewInbox(func(n uint32) error { return c.w.Send(wire.TypeWindow, st.id, wire.ChannelIn, wire.Window{Bytes: n}) })
+	st := &stream{c: c, id: f.Stream, gone: make(chan struct{}), finished: make(chan struct{})}
+	st.in = wire.NewInbox(func(n uint32) { c.w.Send(st.gone, wire.TypeWindow, st.id, wire.ChannelIn, wire.Window{Bytes: n}) })
 	st.out, st.err = wire.NewOutbox(c.w, st.id, wire.ChannelOut), wire.NewOutbox(c.w, st.id, wire.ChannelErr)
 	c.mu.Lock()
 	if f.Stream <= c.last {
@@ -197,13 +235,52 @@ func (c *conn) open(f wire.Frame) error {
 	c.last = f.Stream
 	c.streams[st.id] = st
 	c.mu.Unlock()
-	go func() {
-		result := st.handle(req)
-		c.remove(st)
-		c.w.Send(wire.TypeResult, st.id, 0, result) // a connection that is gone needs no result
-		st.in.Discard()
-	}()
+	go st.serve(req)
 	return nil
+}
+
+// serve handles a request and sends its result.
+func (st *stream) serve(req wire.Request) {
+	s, c := st.c.s, st.c
+	accepted := s.enter(req.Exec != nil)
+	result := wire.Result{Error: &wire.Error{Kind: wire.KindUnavailable, Message: "the guest is shutting down"}}
+	if accepted {
+		result = st.handle(req)
+	}
+	c.remove(st)
+	c.w.Send(st.gone, wire.TypeResult, st.id, 0, result) // a connection that is gone needs no result
+	close(st.finished)
+	st.in.Discard()
+	if !accepted {
+		return
+	}
+	s.leave(req.Exec != nil)
+	if req.Shutdown != nil && result.Error == nil {
+		s.goDown(wire.StopPowerOff)
+	}
+}
+
+// enter counts a request in, unless the guest is going down.
+func (s *Server) enter(exec bool) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopping {
+		return false
+	}
+	s.streams.Add(1)
+	if exec {
+		s.execs++
+	}
+	return true
+}
+
+func (s *Server) leave(exec bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.streams.Done()
+	if exec {
+		s.execs--
+	}
 }
 
 func (c *conn) remove(st *stream) {
@@ -232,9 +309,14 @@ func (st *stream) outbox(channel uint8) *wire.Outbox {
 // abandon ends the request: nobody waits for it any more.
 func (st *stream) abandon() {
 	st.mu.Lock()
+	again := st.abandoned
 	st.abandoned = true
 	proc := st.proc
 	st.mu.Unlock()
+	if again {
+		return
+	}
+	close(st.gone)
 	if proc != nil {
 		proc.kill()
 	}
@@ -257,6 +339,8 @@ func (st *stream) handle(req wire.Request) wire.Result {
 		err = st.writeFile(req.Write)
 	case req.Shutdown != nil:
 		err = s.shutdown(req.Shutdown.Grace)
+	case req.Info != nil:
+		st.reply(wire.Reply{Info: s.info()})
 	case req.Ping != nil:
 	default:
 		err = &wire.Error{Kind: wire.KindInvalid, Message: "the request is empty or of a kind this agent does not know"}
@@ -268,26 +352,32 @@ func (st *stream) handle(req wire.Request) wire.Result {
 }
 
 // reply tells the client that its request is under way.
-func (st *stream) reply(r wire.Reply) { st.c.w.Send(wire.TypeReply, st.id, 0, r) }
+func (st *stream) reply(r wire.Reply) { st.c.w.Send(st.gone, wire.TypeReply, st.id, 0, r) }
+
+func (s *Server) info() *wire.Info {
+	var name unix.Utsname
+	unix.Uname(&name)
+	var up unix.Timespec
+	unix.ClockGettime(unix.CLOCK_BOOTTIME, &up)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return &wire.Info{
+		Kernel: unix.ByteSliceToString(name.Release[:]), Uptime: time.Duration(up.Nano()), Running: s.hasMain, Execs: s.execs,
+	}
+}
+
+// maxMessage is how much of an error's text is sent; a path or a program's name may be as long as the host likes.
+const maxMessage = 1 << 10
 
 // toWire turns any error into one that the host understands.
 func toWire(err error) *wire.Error {
+	e := &wire.Error{Kind: kindOf(err), Message: err.Error()}
 	var own *wire.Error
 	if errors.As(err, &own) {
-		return own
+		e.Kind = own.Kind
 	}
-	return &wire.Error{Kind: kindOf(err), Message: err.Error()}
-}
-
-// announce tells every host connection that the guest goes down.
-func (s *Server) announce(reason string) {
-	s.mu.Lock()
-	conns := make([]*conn, 0, len(s.conns))
-	for c := range s.conns {
-		conns = append(conns, c)
+	if len(e.Message) > maxMessage {
+		e.Message = e.Message[:maxMessage] + "…"
 	}
-	s.mu.Unlock()
-	for _, c := range conns {
-		c.w.Send(wire.TypeStopping, 0, 0, wire.Stopping{Reason: reason})
-	}
+	return e
 }

@@ -3,6 +3,7 @@ package agent
 import (
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -11,48 +12,72 @@ import (
 	"github.com/supermachine/supermachine/core/agent/wire"
 )
 
+// claimMain reserves the place of the workload, unless there is one.
+func (s *Server) claimMain() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	claimed := !s.hasMain
+	s.hasMain = true
+	return claimed
+}
+
 func (s *Server) setMain(p *process) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.main = p
 }
 
-// shutdown ends the workload and then the guest. Only the first call does; it returns before the guest goes down.
+func (s *Server) releaseMain() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.main, s.hasMain = nil, false
+}
+
+func (s *Server) isStopping() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stopping
+}
+
+// beginStop reports whether this is the first to take the guest down.
+func (s *Server) beginStop() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	first := !s.stopping
+	s.stopping = true
+	return first
+}
+
+// shutdown ends the workload; the guest goes down once the result is sent. Only the first call does anything.
 func (s *Server) shutdown(grace time.Duration) error {
 	s.mu.Lock()
-	main, again := s.main, s.stopping
-	s.stopping = true
+	main := s.main
 	s.mu.Unlock()
-	if again {
+	if !s.beginStop() {
 		return &wire.Error{Kind: wire.KindUnavailable, Message: "the guest is shutting down already"}
 	}
 	if main != nil {
 		s.stopMain(main, grace)
 	}
-	s.goDown(wire.StopPowerOff)
 	return nil
 }
 
-// stopMain sends the workload its stop signal and waits up to grace for its end.
+// stopMain sends the workload its stop signal, waits up to grace for its end, and then for its result to be sent.
 func (s *Server) stopMain(main *process, grace time.Duration) {
-	gone := s.reaper.notify(main.pid)
-	s.reaper.signal(main.pid, parseSignal(s.cfg.Defaults.StopSignal))
 	timer := time.NewTimer(grace)
 	defer timer.Stop()
+	main.signal(parseSignal(s.cfg.Defaults.StopSignal))
 	select {
-	case <-gone:
+	case <-main.finished:
 	case <-timer.C:
 		main.kill()
 	}
 }
 
-// WorkloadEnded takes the guest down because PID 1 of the container ended: the workload powered its container off or rebooted it.
-func (s *Server) WorkloadEnded(status syscall.WaitStatus) {
-	s.mu.Lock()
-	again := s.stopping
-	s.stopping = true
-	s.mu.Unlock()
-	if again {
+// followContainer takes the guest down when PID 1 of the container ends: something in there powered it off or rebooted it.
+func (s *Server) followContainer() {
+	status := s.init.wait().status
+	if !s.beginStop() {
 		return
 	}
 	reason := wire.StopPowerOff
@@ -62,10 +87,70 @@ func (s *Server) WorkloadEnded(status syscall.WaitStatus) {
 	s.goDown(reason)
 }
 
-// goDown announces the end and powers off, after the result of the request that asked for it is on its way.
+// Bounds on the last steps, for hosts that do not read.
+const (
+	resultsTime  = 500 * time.Millisecond
+	announceTime = 500 * time.Millisecond
+)
+
+// goDown ends everything in the container, delivers the results of what ran, tells every host connection that the guest goes down and
+// powers off when the hosts have heard it.
 func (s *Server) goDown(reason string) {
-	s.announce(reason)
-	go s.cfg.PowerOff(reason)
+	if s.init != nil {
+		s.init.kill() // and with PID 1 all of its namespace
+	} else {
+		s.killAll()
+	}
+	results := make(chan struct{})
+	go func() { s.streams.Wait(); close(results) }()
+	select {
+	case <-results:
+	case <-time.After(resultsTime):
+	}
+	s.mu.Lock()
+	conns := make([]*conn, 0, len(s.conns))
+	for c := range s.conns {
+		conns = append(conns, c)
+	}
+	s.mu.Unlock()
+	late := make(chan struct{})
+	timer := time.AfterFunc(announceTime, func() { close(late) })
+	defer timer.Stop()
+	var wg sync.WaitGroup
+	for _, c := range conns {
+		wg.Go(func() { c.announce(reason, late) })
+	}
+	wg.Wait()
+	s.cfg.PowerOff()
+}
+
+// announce tells the host and waits until it has taken note, which it shows by closing the connection.
+func (c *conn) announce(reason string, late <-chan struct{}) {
+	if c.w.Send(late, wire.TypeStopping, 0, 0, wire.Stopping{Reason: reason}) != nil || !c.w.Flush(late) {
+		return
+	}
+	if half, ok := c.nc.(interface{ CloseWrite() error }); ok {
+		half.CloseWrite()
+	}
+	select {
+	case <-c.ended:
+	case <-late:
+	}
+}
+
+// killAll kills every exec.
+func (s *Server) killAll() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.conns {
+		c.mu.Lock()
+		for _, st := range c.streams {
+			if p := st.running(); p != nil {
+				p.kill()
+			}
+		}
+		c.mu.Unlock()
+	}
 }
 
 // parseSignal reads a signal as images give it: SIGTERM, TERM or 15. Anything else is SIGTERM.
@@ -81,13 +166,4 @@ func parseSignal(name string) syscall.Signal {
 		return sig
 	}
 	return syscall.SIGTERM
-}
-
-// Adopt waits for a child of this process that was not started through the server, and returns how it ended.
-func (s *Server) Adopt(pid int) syscall.WaitStatus {
-	_, exited, err := s.reaper.start(func() (int, error) { return pid, nil })
-	if err != nil {
-		return 0
-	}
-	return (<-exited).status
 }

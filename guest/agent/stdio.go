@@ -3,8 +3,8 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -15,204 +15,208 @@ import (
 
 // stdio is the agent's side of an exec's streams, and the child's side until it is forked.
 type stdio struct {
-	stdin *os.File   // writing end, nil if the exec has no stdin
-	out   *os.File   // reading end of stdout, or the terminal
-	err   *os.File   // reading end of stderr, nil with a terminal
-	term  *os.File   // the terminal's controlling side, nil without one
-	child []*os.File // stdin, stdout, stderr of the child
-
-	readers []*output
+	stdin   *os.File  // writing end, nil if the exec has no stdin
+	outputs []*output // stdout and stderr, or the terminal
+	term    *os.File  // the terminal's controlling side, nil without one
+	ends    [3]int    // stdin, stdout, stderr of the child
 }
 
-// newStdio makes pipes, or a terminal in the container's devpts.
-func (s *Server) newStdio(req *wire.Exec) (*stdio, error) {
-	io := &stdio{}
-	err := func() error {
-		if req.TTY {
-			return io.openTerminal(s.files, req)
-		}
-		if req.Stdin {
-			r, w, err := os.Pipe()
-			if err != nil {
-				return err
-			}
-			io.stdin, io.child = w, append(io.child, r)
-		} else {
-			null, err := os.OpenFile(os.DevNull, os.O_RDONLY, 0)
-			if err != nil {
-				return err
-			}
-			io.child = append(io.child, null)
-		}
-		for _, end := range []**os.File{&io.out, &io.err} {
-			r, w, err := os.Pipe()
-			if err != nil {
-				return err
-			}
-			*end, io.child = r, append(io.child, w)
-		}
-		return nil
-	}()
+// newStdio makes pipes, or a terminal in the container's devpts. It runs on a thread in the container.
+func newStdio(req *wire.Exec, owner *syscall.Credential) (*stdio, error) {
+	s := &stdio{ends: [3]int{-1, -1, -1}}
+	make := s.openPipes
+	if req.TTY {
+		make = s.openTerminal
+	}
+	err := make(req)
+	if err == nil {
+		err = s.chown(owner)
+	}
 	if err != nil {
-		io.closeChildEnds()
-		io.close()
+		s.closeEnds()
+		s.close()
 		return nil, fmt.Errorf("make the program's streams: %w", err)
 	}
-	return io, nil
+	return s, nil
 }
 
-func (io *stdio) openTerminal(files *nsThread, req *wire.Exec) (err error) {
-	var master, slave int
-	files.do(func() {
-		if master, err = unix.Open("/dev/pts/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0); err != nil {
-			return
+func (s *stdio) openPipes(req *wire.Exec) (err error) {
+	if req.Stdin {
+		var p [2]int
+		if err = unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+			return err
 		}
-		var n int
-		if err = unix.IoctlSetPointerInt(master, unix.TIOCSPTLCK, 0); err == nil {
-			n, err = unix.IoctlGetInt(master, unix.TIOCGPTN)
-		}
-		if err == nil {
-			slave, err = unix.Open(fmt.Sprintf("/dev/pts/%d", n), unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
-		}
-		if err != nil {
-			unix.Close(master)
-		}
-	})
-	if err != nil {
+		s.ends[0], s.stdin = p[0], ownEnd(p[1], "stdin")
+	} else if s.ends[0], err = unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
 		return err
 	}
-	io.term = os.NewFile(uintptr(master), "terminal")
-	io.out = io.term
-	if req.Stdin {
-		io.stdin = io.term
+	for i, name := range []string{"stdout", "stderr"} {
+		var p [2]int
+		if err = unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+			return err
+		}
+		s.ends[1+i] = p[1]
+		s.outputs = append(s.outputs, &output{from: ownEnd(p[0], name), channel: uint8(wire.ChannelOut + i)})
 	}
-	tty := os.NewFile(uintptr(slave), "tty")
-	io.child = []*os.File{tty, tty, tty}
+	return nil
+}
+
+func (s *stdio) openTerminal(req *wire.Exec) error {
+	master, err := unix.Open("/dev/pts/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: "/dev/pts/ptmx", Err: err}
+	}
+	s.term = ownEnd(master, "terminal")
+	s.outputs = []*output{{from: s.term, channel: wire.ChannelOut, terminal: true}}
+	if req.Stdin {
+		s.stdin = s.term
+	}
+	if err := unix.IoctlSetPointerInt(master, unix.TIOCSPTLCK, 0); err != nil {
+		return fmt.Errorf("unlock the terminal: %w", err)
+	}
+	for i := range s.ends {
+		fd, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(master), unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
+		if errno != 0 {
+			return fmt.Errorf("open the terminal: %w", errno)
+		}
+		s.ends[i] = int(fd)
+	}
 	size := unix.Winsize{Row: 24, Col: 80}
 	if req.Rows != 0 && req.Cols != 0 {
 		size = unix.Winsize{Row: req.Rows, Col: req.Cols}
 	}
-	return unix.IoctlSetWinsize(slave, unix.TIOCSWINSZ, &size)
+	return unix.IoctlSetWinsize(master, unix.TIOCSWINSZ, &size)
 }
 
-// childFDs returns the descriptors of the child's stdin, stdout and stderr. Fd makes them blocking, as programs expect them.
-func (io *stdio) childFDs() []uintptr {
-	var fds []uintptr
-	for _, f := range io.child {
-		fds = append(fds, f.Fd())
+// ownEnd makes a file of the agent's end, which the runtime polls; the child's end stays blocking, as programs expect.
+func ownEnd(fd int, name string) *os.File {
+	unix.SetNonblock(fd, true)
+	return os.NewFile(uintptr(fd), name)
+}
+
+// chown gives the streams to the program's user: else /dev/stdout could not be opened by it.
+func (s *stdio) chown(owner *syscall.Credential) error {
+	if owner.Uid == 0 {
+		return nil
 	}
-	return fds
-}
-
-func (io *stdio) closeChildEnds() {
-	for _, f := range io.child {
-		f.Close()
-	}
-	io.child = nil
-}
-
-func (io *stdio) close() {
-	for _, f := range []*os.File{io.stdin, io.out, io.err} {
-		if f != nil {
-			f.Close()
+	for i, fd := range s.ends {
+		if i == 0 && s.stdin == nil {
+			continue // /dev/null is everybody's
 		}
+		if err := unix.Fchown(fd, int(owner.Uid), -1); err != nil {
+			return fmt.Errorf("give the streams to user %d: %w", owner.Uid, err)
+		}
+	}
+	return nil
+}
+
+func (s *stdio) closeEnds() {
+	for i, fd := range s.ends {
+		if fd >= 0 {
+			unix.Close(fd)
+			s.ends[i] = -1
+		}
+	}
+}
+
+// close closes the agent's ends but those of outputs that somebody else holds open.
+func (s *stdio) close() {
+	if s.stdin != nil {
+		s.stdin.Close()
+	}
+	if s.term != nil {
+		s.term.Close()
+	}
+	for _, o := range s.outputs {
+		if !o.held {
+			o.from.Close()
+		}
+	}
+}
+
+func (s *stdio) resize(rows, cols uint16) {
+	if s.term == nil {
+		return
+	}
+	if raw, err := s.term.SyscallConn(); err == nil {
+		raw.Control(func(fd uintptr) { unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: rows, Col: cols}) })
 	}
 }
 
 // feed writes what the client sends to the program's stdin, until either ends.
-func (io *stdio) feed(in *wire.Inbox) {
-	for {
-		b, err := in.Next()
-		if err != nil {
-			break
-		}
-		if _, err := io.stdin.Write(b); err != nil {
-			in.Discard() // the program does not read any more; the client need not know
-			break
-		}
+func (s *stdio) feed(in *wire.Inbox) {
+	_, err := in.WriteTo(s.stdin)
+	if s.term == nil {
+		s.stdin.Close()
+	} else if err == nil {
+		s.stdin.Write([]byte{4}) // a terminal's end of input is Ctrl-D
 	}
-	if io.term == nil {
-		io.stdin.Close()
-		return
-	}
-	io.term.Write([]byte{4}) // a terminal's end of input is Ctrl-D
+	in.Discard() // the program may have closed its stdin; the client need not know
 }
 
-// output copies one of the program's outputs to the client.
+// output is one of the program's outputs.
 type output struct {
-	from      *os.File
-	to        *wire.Outbox
-	truncated atomic.Bool
+	from     *os.File
+	channel  uint8
+	terminal bool
+	held     bool // somebody else still held it when it was given up
 }
 
-// outputs returns the copiers of stdout and stderr.
-func (io *stdio) outputs(st *stream) []*output {
-	io.readers = []*output{{from: io.out, to: st.out}}
-	if io.err != nil {
-		io.readers = append(io.readers, &output{from: io.err, to: st.err})
-	}
-	return io.readers
-}
+// drainTime is how long the result of an exec whose process has exited waits for output that others may still write.
+const drainTime = 100 * time.Millisecond
 
-// copy runs until the output ends, drain gives it up, or the client is gone.
-func (o *output) copy() {
-	buf := make([]byte, 32<<10)
-	for {
-		n, err := o.from.Read(buf)
-		if n > 0 {
-			if _, err := o.to.Write(buf[:n]); err != nil {
-				return
-			}
-		}
-		switch {
-		case err == nil:
-		case errors.Is(err, os.ErrDeadlineExceeded):
-			o.sweep(buf)
-			return
-		default:
-			return // EOF, or EIO from a terminal that nobody has open any more
-		}
+// drain makes copy end soon if others than the exited process hold the output open. If nobody does, it ends by itself.
+func (o *output) drain() { o.from.SetReadDeadline(time.Now().Add(drainTime)) }
+
+// copy hands the output to the client until it ends, drain gives it up, or the client is gone.
+func (o *output) copy(to *wire.Outbox) {
+	err := wire.Copy(to, o.from)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		o.sweep(to)
 	}
 }
 
-// sweep takes what is in the pipe now, at most what a pipe holds, and finds out whether someone still has the other end.
-func (o *output) sweep(buf []byte) {
+// sweep takes what is in the pipe now, at most what a pipe holds, and finds out whether somebody still has the other end. Who has it may go on
+// writing, to nowhere: a server started in the background must not die of SIGPIPE at its next log line. A terminal is hung up instead.
+func (o *output) sweep(to *wire.Outbox) {
+	o.from.SetReadDeadline(time.Time{})
 	raw, err := o.from.SyscallConn()
 	if err != nil {
 		return
 	}
 	const pipeSize = 1 << 20 // the most an unprivileged process may make of it
+	buf := make([]byte, 64<<10)
 	for total := 0; total < pipeSize; {
 		var n int
 		var rerr error
-		if raw.Control(func(fd uintptr) { n, rerr = syscall.Read(int(fd), buf) }) != nil {
+		if raw.Control(func(fd uintptr) { n, rerr = unix.Read(int(fd), buf) }) != nil {
 			return
 		}
-		if rerr == syscall.EAGAIN {
+		if rerr == unix.EAGAIN {
 			break
 		}
 		if n <= 0 || rerr != nil {
 			return
 		}
 		total += n
-		if _, err := o.to.Write(buf[:n]); err != nil {
+		if _, err := to.Write(buf[:n]); err != nil {
 			return
 		}
 	}
-	o.truncated.Store(true)
-}
-
-// drain ends the copying of outputs that others than the exited process hold open. Outputs that nobody holds end by themselves.
-func (io *stdio) drain() {
-	for _, o := range io.readers {
-		o.from.SetReadDeadline(time.Now().Add(drainTime))
+	o.held = true
+	if o.terminal {
+		return
 	}
+	go func() {
+		io.Copy(io.Discard, o.from)
+		o.from.Close()
+	}()
 }
 
-// truncated reports whether someone still held an output when it was given up.
-func (io *stdio) truncated() bool {
-	for _, o := range io.readers {
-		if o.truncated.Load() {
+// truncated reports whether somebody still held an output when it was given up.
+func (s *stdio) truncated() bool {
+	for _, o := range s.outputs {
+		if o.held {
 			return true
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"fmt"
 	"io"
-	"os"
 	"strconv"
 	"strings"
 
@@ -41,13 +40,13 @@ func lookupUser(spec string) (user, error) {
 	return resolveUser(spec, passwd, group)
 }
 
-// openAccounts opens a file that may be missing, which is as good as empty.
+// openAccounts opens a file that may be missing, or be something else than a file, which is as good as empty.
 func openAccounts(path string) (io.ReadCloser, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|openNonblock, 0)
-	if os.IsNotExist(err) {
-		return io.NopCloser(strings.NewReader("")), nil
-	}
+	f, _, err := openRegular(path)
 	if err != nil {
+		if kind := toWire(err).Kind; kind == wire.KindNotFound || kind == wire.KindInvalid {
+			return io.NopCloser(strings.NewReader("")), nil
+		}
 		return nil, err
 	}
 	return struct {
@@ -57,7 +56,11 @@ func openAccounts(path string) (io.ReadCloser, error) {
 }
 
 func resolveUser(spec string, passwd, group io.Reader) (user, error) {
-	name, groupName, hasGroup := strings.Cut(spec, ":")
+	name, groupName, _ := strings.Cut(spec, ":")
+	hasGroup := groupName != ""
+	if name == "" {
+		name = "0"
+	}
 	u := user{home: "/"}
 	uid, numErr := parseID(name)
 	u.uid = uid
@@ -119,13 +122,24 @@ func parseID(s string) (uint32, error) {
 	return uint32(n), err
 }
 
-// scanAccounts calls f with the fields of every line that has at least n of them, until it returns false.
+// scanAccounts calls f with the fields of every line that has at least n of them, until it returns false. Lines of absurd length are left out.
 func scanAccounts(r io.Reader, n int, f func([]string) bool) {
-	sc := bufio.NewScanner(r)
-	sc.Buffer(nil, maxAccountLine)
-	for sc.Scan() {
-		if fields := strings.Split(sc.Text(), ":"); len(fields) >= n && !f(fields) {
+	br := bufio.NewReaderSize(r, 4<<10)
+	var line []byte
+	for {
+		part, more, err := br.ReadLine()
+		if err != nil {
 			return
 		}
+		if len(line) <= maxAccountLine {
+			line = append(line, part...)
+		}
+		if more {
+			continue
+		}
+		if fields := strings.Split(string(line), ":"); len(line) <= maxAccountLine && len(fields) >= n && !f(fields) {
+			return
+		}
+		line = line[:0]
 	}
 }

@@ -27,7 +27,9 @@ func makeCgroup() (int, error) {
 	if err := os.Mkdir(workloadCgroup, 0o755); err != nil {
 		return -1, err
 	}
-	write("/sys/fs/cgroup/cgroup.subtree_control", "+cpu +memory +pids")
+	for _, controller := range []string{"+cpu", "+memory", "+pids", "+io", "+cpuset"} {
+		write("/sys/fs/cgroup/cgroup.subtree_control", controller)
+	}
 	if total := memTotal(); total > 0 {
 		reserve := max(total/32, 8<<20)
 		write(workloadCgroup+"/memory.max", strconv.FormatInt(total-reserve, 10))
@@ -77,25 +79,21 @@ func startContainer(cfg wire.BootConfig, cgroup int) (int, error) {
 	return pid, nil
 }
 
-// runReaper is the container's PID 1: it enters the root, tells its parent and then waits for orphans for ever.
+// runReaper is the container's PID 1: it enters the root, tells its parent and then lets the kernel reap orphans for ever.
 func runReaper() {
 	status := os.NewFile(3, "status")
+	// All signals are ignored, or Go's handlers would end this process, and the container with it, at a "kill 1" from inside. Ignoring
+	// SIGCHLD makes the kernel reap (wait(2), Notes).
+	signal.Ignore()
+	write("/proc/self/oom_score_adj", "-1000") // as for the same reason it must outlive the container's shortage of memory
 	if err := enterRoot(os.Args[2]); err != nil {
 		fmt.Fprint(status, err)
 		os.Exit(1)
 	}
-	// SIGCHLD must have a handler before the first orphan can come; all else is ignored, as the kernel does for a PID 1.
-	died := make(chan os.Signal, 1)
-	signal.Notify(died, syscall.SIGCHLD)
 	fmt.Fprint(status, "ready")
 	status.Close()
-	for range died {
-		for {
-			pid, err := syscall.Wait4(-1, nil, syscall.WNOHANG, nil)
-			if err != syscall.EINTR && (err != nil || pid <= 0) {
-				break
-			}
-		}
+	for {
+		unix.Pause()
 	}
 }
 
@@ -124,6 +122,12 @@ func enterRoot(hostname string) error {
 			if err := makeDevices(m.target); err != nil {
 				return err
 			}
+		}
+	}
+	// What init has mounted is nothing for the container, even if it should get below its root.
+	for _, dir := range []string{"/proc", "/sys", "/dev", "/run"} {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			return fmt.Errorf("unmount %s: %w", dir, err)
 		}
 	}
 	// The initramfs cannot be pivoted away from (it is the kernel's first root): the overlay is moved over it instead.

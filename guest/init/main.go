@@ -7,7 +7,6 @@ import (
 	"os"
 	"runtime/debug"
 	"strconv"
-	"syscall"
 	"time"
 
 	"github.com/mdlayher/vsock"
@@ -75,17 +74,15 @@ func boot() error {
 	if err != nil {
 		return err
 	}
-	err = server.Ready(agent.Config{
+	return server.Ready(agent.Config{
 		Defaults:  agent.Defaults{Env: cfg.Env, Dir: cfg.Dir, User: cfg.User, StopSignal: cfg.StopSignal},
 		Container: agent.Container{PID: reaper, Cgroup: cgroup},
-		PowerOff:  func(string) { powerOff(reaper) },
+		PowerOff:  powerOff,
 	})
-	if err != nil {
-		return err
-	}
-	go func() { server.WorkloadEnded(server.Adopt(reaper)) }()
-	return nil
 }
+
+// maxHostname is the kernel's limit (uname(2)).
+const maxHostname = 64
 
 func readConfig() (wire.BootConfig, error) {
 	var cfg wire.BootConfig
@@ -96,7 +93,10 @@ func readConfig() (wire.BootConfig, error) {
 	if err := msgpack.Unmarshal(b, &cfg); err != nil {
 		return cfg, fmt.Errorf("%s: %w", wire.BootConfigPath, err)
 	}
-	return cfg, nil
+	if len(cfg.Hostname) > maxHostname {
+		cfg.Hostname = cfg.Hostname[:maxHostname]
+	}
+	return cfg, os.Remove(wire.BootConfigPath)
 }
 
 // setClock steps the clock to the host's where the kernel has no better source.
@@ -122,13 +122,17 @@ func openConsole() {
 	}
 }
 
-// powerOff ends everything in the container, brings the writable layer to rest and resets the machine, which is how a guest without
-// ACPI ends; the host was told that this is no reboot.
-func powerOff(reaper int) {
-	syscall.Kill(reaper, syscall.SIGKILL) // and with PID 1 all of its namespace
+// powerOff brings the writable layer to rest and resets the machine, which is how a guest without ACPI ends; the host was told that this
+// is no reboot.
+func powerOff() {
 	unix.Sync()
+	if fd, err := unix.Open(scratchDir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err == nil {
+		unix.IoctlSetInt(fd, fsFreeze, 0) // leaves a clean journal, and unlike an unmount nothing can be in its way
+	}
 	reset()
 }
+
+const fsFreeze = 0xc0045877 // FIFREEZE, linux/fs.h
 
 func reset() {
 	unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
@@ -145,5 +149,8 @@ func setup(cfg wire.BootConfig) error {
 	nofile := unix.Rlimit{Cur: 1 << 16, Max: 1 << 20}
 	write("/proc/sys/fs/nr_open", strconv.Itoa(1<<20))
 	unix.Setrlimit(unix.RLIMIT_NOFILE, &nofile)
+	// As in other container runtimes, programs that do not run as root may serve low ports and ping.
+	write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0")
+	write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647")
 	return mountRoot(cfg)
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -45,7 +44,7 @@ func mountAll(mounts []mount) error {
 const (
 	lowerDir   = "/run/image"
 	scratchDir = "/run/scratch"
-	rootDir    = "/run/root"
+	rootDir    = "/newroot"
 )
 
 // mountRoot puts a writable overlay over the image.
@@ -82,7 +81,7 @@ func containerMounts(root string) []mount {
 		{"proc", at("proc"), "proc", hardened, ""},
 		{"sysfs", at("sys"), "sysfs", hardened | unix.MS_RDONLY, ""},
 		{"cgroup2", at("sys/fs/cgroup"), "cgroup2", hardened, ""},
-		{"tmpfs", at("dev"), "tmpfs", unix.MS_NOSUID, "mode=0755,size=64k"},
+		{"tmpfs", at("dev"), "tmpfs", unix.MS_NOSUID, "mode=0755,size=64m"},
 		{"devpts", at("dev/pts"), "devpts", unix.MS_NOSUID | unix.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620,gid=5"},
 		{"tmpfs", at("dev/shm"), "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=1777"},
 		{"mqueue", at("dev/mqueue"), "mqueue", hardened, ""},
@@ -125,17 +124,29 @@ func makeDevices(dev string) error {
 	return nil
 }
 
-// writeEtc makes the files that container runtimes make, where the image has none or an empty one. The image is hostile: nothing
-// is followed out of it, as this runs after pivot_root.
+// writeEtc makes the files that container runtimes make, where the image has none or an empty one. It runs inside the root, so that no
+// link leads out of it.
 func writeEtc(hostname string) {
 	os.Mkdir("/etc", 0o755)
-	os.WriteFile("/etc/hostname", []byte(hostname+"\n"), 0o644)
+	replaceFile("/etc/hostname", hostname+"\n")
 	for name, content := range map[string]string{
 		"/etc/hosts":       "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t" + hostname + "\n",
 		"/etc/resolv.conf": "",
 	} {
-		if b, err := os.ReadFile(name); err != nil || len(strings.TrimSpace(string(b))) == 0 {
-			os.WriteFile(name, []byte(content), 0o644)
+		if st, err := os.Stat(name); err != nil || st.Mode().IsRegular() && st.Size() == 0 {
+			replaceFile(name, content)
 		}
+	}
+}
+
+// replaceFile leaves alone what is no regular file: an image may hold a FIFO there, which never opens.
+func replaceFile(name, content string) {
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|unix.O_NONBLOCK, 0o644)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	if st, err := f.Stat(); err == nil && st.Mode().IsRegular() && f.Truncate(0) == nil {
+		f.WriteString(content)
 	}
 }

@@ -8,6 +8,7 @@ package wire
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -31,6 +32,8 @@ const (
 	MaxData  = 64 << 10
 	MaxBody  = 1 << 20 // an Open with arguments and environment as large as Linux takes for one string and then some
 	overhead = 32      // array header, numbers and the header of the body
+
+	maxControl = 8 << 10 // of every body that is neither Data nor an Open
 )
 
 // Type says what a frame is.
@@ -65,6 +68,8 @@ type Frame struct {
 	Stream  uint32
 	Channel uint8
 	Body    []byte
+
+	buf *buffer // what Body lies in, if it came from the pool
 }
 
 // ErrProtocol is matched (errors.Is) by every error about a peer that breaks the protocol.
@@ -78,7 +83,8 @@ type Reader struct {
 // NewReader returns a Reader over r.
 func NewReader(r io.Reader) *Reader { return &Reader{bufio.NewReaderSize(r, 64<<10)} }
 
-// Read returns the next frame; its body is the caller's. io.EOF means that the peer ended between two frames.
+// Read returns the next frame; its body is the caller's, or the Inbox's that it is put into. io.EOF means that the peer ended between two
+// frames.
 func (r *Reader) Read() (Frame, error) {
 	var header [4]byte
 	if _, err := io.ReadFull(r.r, header[:]); err != nil {
@@ -88,24 +94,49 @@ func (r *Reader) Read() (Frame, error) {
 	if n > MaxBody+overhead {
 		return Frame{}, fmt.Errorf("%w: frame of %d bytes, at most %d are allowed", ErrProtocol, n, MaxBody+overhead)
 	}
-	b, err := r.body(int(n))
+	b, buf, err := r.body(int(n))
 	if err != nil {
 		return Frame{}, err
 	}
-	return parse(b)
+	f, err := parse(b)
+	if buf != nil && f.Type != TypeData {
+		f.Body, buf = bytes.Clone(f.Body), buf.release()
+	}
+	f.buf = buf
+	return f, err
 }
 
-func (r *Reader) body(n int) ([]byte, error) {
+// buffer holds a large Data frame. They are used again: a stream at full speed must not keep the garbage collector busy.
+type buffer [MaxData + overhead]byte
+
+var buffers = sync.Pool{New: func() any { return new(buffer) }}
+
+// release gives the buffer back; its contents must not be used any more.
+func (b *buffer) release() *buffer {
+	if b != nil {
+		buffers.Put(b)
+	}
+	return nil
+}
+
+func (r *Reader) body(n int) ([]byte, *buffer, error) {
 	if n <= MaxData+overhead {
-		b := make([]byte, n)
+		var buf *buffer
+		var b []byte
+		if n > MaxData/2 { // a smaller one is not worth the whole buffer that it would occupy in an Inbox
+			buf = buffers.Get().(*buffer)
+			b = buf[:n]
+		} else {
+			b = make([]byte, n)
+		}
 		_, err := io.ReadFull(r.r, b)
-		return b, noEOF(err)
+		return b, buf, noEOF(err)
 	}
 	b, err := io.ReadAll(io.LimitReader(r.r, int64(n))) // grows with what really arrives: a length alone costs nothing
 	if err == nil && len(b) < n {
 		err = io.ErrUnexpectedEOF
 	}
-	return b, err
+	return b, nil, err
 }
 
 // ReadUnbuffered reads one small frame from r and not a byte past it.
@@ -115,7 +146,7 @@ func ReadUnbuffered(r io.Reader) (Frame, error) {
 		return Frame{}, err
 	}
 	n := binary.BigEndian.Uint32(header[:])
-	if n > 4096 {
+	if n > maxControl+overhead {
 		return Frame{}, fmt.Errorf("%w: frame of %d bytes where a small one is due", ErrProtocol, n)
 	}
 	b := make([]byte, n)
@@ -149,10 +180,20 @@ func parse(b []byte) (Frame, error) {
 		return f, fmt.Errorf("%w: frame of type %d on stream %d, channel %d", ErrProtocol, kind, stream, channel)
 	}
 	f.Type, f.Stream, f.Channel = Type(kind), uint32(stream), uint8(channel)
-	if f.Type == TypeData && len(f.Body) > MaxData {
-		return f, fmt.Errorf("%w: %d bytes of data in a frame", ErrProtocol, len(f.Body))
+	if n := len(f.Body); n > maxBody(f.Type) || f.Type == TypeData && n == 0 {
+		return f, fmt.Errorf("%w: a body of %d bytes in a frame of type %d", ErrProtocol, n, f.Type)
 	}
 	return f, nil
+}
+
+func maxBody(t Type) int {
+	switch t {
+	case TypeOpen:
+		return MaxBody
+	case TypeData:
+		return MaxData
+	}
+	return maxControl
 }
 
 // parser takes msgpack integers and binaries off the front of b; bad is set at the first that is neither.
@@ -209,52 +250,8 @@ func (p *parser) bin() []byte {
 	return p.take(int(n))
 }
 
-// Writer writes frames; any number of goroutines may use it.
-type Writer struct {
-	mu  sync.Mutex
-	w   io.Writer
-	buf []byte
-}
-
-// NewWriter returns a Writer to w.
-func NewWriter(w io.Writer) *Writer { return &Writer{w: w} }
-
-// Write sends the frames in one piece. It blocks as long as the peer does not read.
-func (w *Writer) Write(frames ...Frame) error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	b := w.buf[:0]
-	for _, f := range frames {
-		if len(f.Body) > MaxBody {
-			return fmt.Errorf("%w: a request of %d bytes, at most %d are possible", ErrTooLarge, len(f.Body), MaxBody)
-		}
-		start := len(b)
-		b = append(b, 0, 0, 0, 0, 0x94, byte(f.Type), 0xce)
-		b = binary.BigEndian.AppendUint32(b, f.Stream)
-		b = append(b, f.Channel, 0xc6)
-		b = binary.BigEndian.AppendUint32(b, uint32(len(f.Body)))
-		b = append(b, f.Body...)
-		binary.BigEndian.PutUint32(b[start:], uint32(len(b)-start-4))
-	}
-	w.buf = b
-	if cap(w.buf) > 4*MaxData {
-		w.buf = nil // one huge request must not be kept for ever
-	}
-	_, err := w.w.Write(b)
-	return err
-}
-
 // ErrTooLarge means that a request does not fit into a frame.
 var ErrTooLarge = errors.New("request is too large")
-
-// Send encodes body and writes it as one frame.
-func (w *Writer) Send(t Type, stream uint32, channel uint8, body any) error {
-	b, err := msgpack.Marshal(body)
-	if err != nil {
-		return err
-	}
-	return w.Write(Frame{t, stream, channel, b})
-}
 
 // Decode decodes a frame's body. Unknown keys are ignored, so that either end may learn new ones.
 func Decode(f Frame, into any) error {

@@ -4,8 +4,7 @@ import "time"
 
 // Hello opens a connection, from both ends.
 type Hello struct {
-	Version int    `msgpack:"version"`
-	Agent   string `msgpack:"agent,omitempty"` // build of the sender, for messages
+	Version int `msgpack:"version"`
 }
 
 // Request starts a stream: exactly one of its fields is set.
@@ -13,9 +12,13 @@ type Request struct {
 	Exec     *Exec      `msgpack:"exec,omitempty"`
 	Read     *ReadFile  `msgpack:"read,omitempty"`
 	Write    *WriteFile `msgpack:"write,omitempty"`
-	Ping     *struct{}  `msgpack:"ping,omitempty"`
+	Ping     *Empty     `msgpack:"ping,omitempty"` // answered when the container is there
+	Info     *Empty     `msgpack:"info,omitempty"` // answered by Reply.Info
 	Shutdown *Shutdown  `msgpack:"shutdown,omitempty"`
 }
+
+// Empty is a request without parameters.
+type Empty struct{}
 
 // Exec runs a program in the workload's namespaces, in a session and process group of its own.
 type Exec struct {
@@ -31,7 +34,7 @@ type Exec struct {
 	Main    bool          `msgpack:"main,omitempty"`    // this is the workload: Shutdown sends it the image's stop signal
 }
 
-// ReadFile sends a file on ChannelOut. Reply.Size is its size.
+// ReadFile sends a regular file on ChannelOut. Reply.Size is its size.
 type ReadFile struct {
 	Path string `msgpack:"path"`
 }
@@ -40,6 +43,8 @@ type ReadFile struct {
 type WriteFile struct {
 	Path string `msgpack:"path"`
 	Mode uint32 `msgpack:"mode"` // permission bits
+	// Owner is NAME|UID[:GROUP|GID] as in Exec.User; default: root.
+	Owner string `msgpack:"owner,omitempty"`
 }
 
 // Shutdown stops the workload and then the guest. The result comes before the guest goes down.
@@ -68,6 +73,15 @@ type Reply struct {
 	PID  int    `msgpack:"pid,omitempty"`  // of an exec, in the workload's PID namespace
 	Size int64  `msgpack:"size,omitempty"` // of a file
 	Mode uint32 `msgpack:"mode,omitempty"` // of a file
+	Info *Info  `msgpack:"info,omitempty"`
+}
+
+// Info describes the guest.
+type Info struct {
+	Kernel  string        `msgpack:"kernel"`  // the kernel's release
+	Uptime  time.Duration `msgpack:"uptime"`  // since the kernel started
+	Running bool          `msgpack:"running"` // the workload runs
+	Execs   int           `msgpack:"execs"`   // programs running, the workload among them
 }
 
 // Result ends a stream.

@@ -13,7 +13,7 @@ func Splice(a, b net.Conn) {
 	wg.Add(2)
 	half := func(dst, src net.Conn) {
 		defer wg.Done()
-		_, err := io.CopyBuffer(struct{ io.Writer }{dst}, struct{ io.Reader }{src}, make([]byte, 64<<10))
+		err := Copy(dst, src)
 		if c, ok := dst.(interface{ CloseWrite() error }); ok && err == nil {
 			c.CloseWrite()
 			return
@@ -24,4 +24,26 @@ func Splice(a, b net.Conn) {
 	go half(a, b)
 	go half(b, a)
 	wg.Wait()
+}
+
+// Copy copies until src ends, which is no error. Its buffer grows with what src yields, so that thousands of idle or slow streams cost little.
+func Copy(dst io.Writer, src io.Reader) error {
+	buf := make([]byte, smallChunk)
+	for {
+		n, err := src.Read(buf)
+		if n > 0 {
+			if _, err := dst.Write(buf[:n]); err != nil {
+				return err
+			}
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if n == len(buf) && n < MaxData {
+			buf = make([]byte, 4*n)
+		}
+	}
 }
