@@ -9,9 +9,9 @@ const typeStream = 1
 const (
 	opRequest       = 1
 	opResponse      = 2
-	opRST         = 3
+	opRST           = 3
 	opShutdown      = 4
-	opRW          = 5
+	opRW            = 5
 	opCreditUpdate  = 6
 	opCreditRequest = 7
 )
