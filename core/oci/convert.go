@@ -8,8 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
-
-	"golang.org/x/sync/errgroup"
+	"sync"
 
 	"github.com/supermachine/supermachine/core/oci/erofs"
 )
@@ -22,14 +21,13 @@ const maxDownloads = 3
 func (p *puller) convert(ctx context.Context, f *os.File, key string) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	group, ctx := errgroup.WithContext(ctx)
-	fetches := p.startFetches(ctx, group)
+	fetches, wait := p.startFetches(ctx, cancel)
 	err := p.apply(ctx, f, key, fetches)
 	if err != nil {
 		cancel()
 	}
 	// A failed download cancels the conversion; the reason is the download's error then.
-	if failed := group.Wait(); failed != nil && (err == nil || isContextError(err)) {
+	if failed := wait(); failed != nil && (err == nil || isContextError(err)) {
 		err = failed
 	}
 	for _, fetch := range fetches {
@@ -38,11 +36,12 @@ func (p *puller) convert(ctx context.Context, f *os.File, key string) error {
 	return err
 }
 
-// startFetches begins to download the layers in order. It returns none for local sources.
-func (p *puller) startFetches(ctx context.Context, group *errgroup.Group) map[string]*fetch {
-	fetches := map[string]*fetch{}
+// startFetches begins to download the layers in order. The first download to fail
+// cancels the others; wait returns its error once all have ended. Local sources have none.
+func (p *puller) startFetches(ctx context.Context, cancel func()) (fetches map[string]*fetch, wait func() error) {
+	fetches = map[string]*fetch{}
 	if !p.src.remote() {
-		return fetches
+		return fetches, func() error { return nil }
 	}
 	var queue []*fetch
 	for i, l := range p.image.layers {
@@ -58,17 +57,23 @@ func (p *puller) startFetches(ctx context.Context, group *errgroup.Group) map[st
 		next <- f
 	}
 	close(next)
+	// Not errgroup.WithContext: its context's cause is the first error, which the others would take for their own.
+	var (
+		workers sync.WaitGroup
+		once    sync.Once
+		failed  error
+	)
 	for range maxDownloads {
-		group.Go(func() error {
+		workers.Go(func() {
 			for f := range next {
 				if err := f.run(ctx); err != nil {
-					return err
+					once.Do(func() { failed = err; cancel() })
+					return
 				}
 			}
-			return nil
 		})
 	}
-	return fetches
+	return fetches, func() error { workers.Wait(); return failed }
 }
 
 func (p *puller) apply(ctx context.Context, f *os.File, key string, fetches map[string]*fetch) error {
