@@ -54,17 +54,18 @@ type Conn struct {
 	localFlags  uint32        // of the SHUTDOWN that we sent or want to
 	peerFlags   uint32        // of the guest's
 	linger      *time.Timer
+	orphan      bool // restored, and nobody has asked for it
 
 	rx      ring   // received and not read
-	pending []byte // what Write still has to send
+	pending []byte // what Write still has to send, or had when the state was saved
 
 	// Credit (§5.10.6.3): modulo 2^32, as in the protocol.
 	rxCount, fwdCount, toldFwd uint32 // received, consumed, consumed as last told to the guest
 	txCount                    uint32 // sent
 	peerAlloc, peerFwd         uint32 // the guest's buffer, and what the guest has consumed
 
-	wants                uint8
-	inControl, inWriters bool // it is in the device's list
+	wants  uint8
+	places [lines]place
 
 	reading, writing      sync.Mutex    // one reader and one writer at a time
 	readable, writable    chan struct{} // one token: look again
@@ -101,6 +102,8 @@ func (c *Conn) fail(err error) {
 		err = net.ErrClosed
 	}
 	c.state, c.err, c.wants = stateClosed, err, 0
+	c.d.control.remove(c)
+	c.d.writers.remove(c)
 	if c.linger != nil {
 		c.linger.Stop()
 	}
@@ -121,17 +124,13 @@ func (c *Conn) credit() uint32 {
 // want puts the connection in line to send a control packet.
 func (c *Conn) want(w uint8) {
 	c.wants |= w
-	if !c.inControl {
-		c.inControl = true
-		c.d.control = append(c.d.control, c)
-	}
+	c.d.control.add(c)
 }
 
-func (c *Conn) wantWrite() {
-	if !c.inWriters {
-		c.inWriters = true
-		c.d.writers = append(c.d.writers, c)
-	}
+// creditDue reports whether to tell the guest what was consumed: once it believes that less than half of the buffer is free, and
+// if the news is worth a packet.
+func (c *Conn) creditDue() bool {
+	return c.state == stateConnected && c.rxCount-c.toldFwd >= BufferSize/2 && c.fwdCount-c.toldFwd >= BufferSize/4
 }
 
 // header returns a packet's header with this connection's addresses and credit.
@@ -194,10 +193,9 @@ func (c *Conn) tryRead(p []byte) (n int, done bool, err error) {
 	case len(p) == 0:
 		return 0, true, nil
 	case c.rx.n > 0:
-		n = c.rx.take(p)
+		n = c.rx.take(&d.spares, p)
 		c.fwdCount += uint32(n)
-		// Tell the guest once it may believe that less than half of the buffer is free.
-		if c.state == stateConnected && c.rxCount-c.toldFwd >= BufferSize/2 && c.fwdCount != c.toldFwd {
+		if c.creditDue() {
 			c.want(wantCredit)
 			d.pump()
 		}
@@ -221,21 +219,32 @@ func (c *Conn) Write(p []byte) (int, error) {
 	defer c.writing.Unlock()
 	d := c.d
 	d.mu.Lock()
-	c.pending = p
-	if len(p) > 0 {
-		c.wantWrite()
-		d.pump()
+	defer d.mu.Unlock()
+	if len(c.pending) > 0 { // the rest of a Write that was saved
+		if err := c.drain(); err != nil {
+			return 0, c.opError("write", err)
+		}
 	}
+	c.pending = p
+	err := c.drain()
+	left := len(c.pending)
+	c.pending = nil
+	return len(p) - left, c.opError("write", err)
+}
+
+// drain waits until pending is sent. The caller holds the device's mutex, which is released meanwhile.
+func (c *Conn) drain() error {
+	d := c.d
 	for {
-		left := len(c.pending)
-		err := c.writeErr()
-		if left == 0 && (len(p) > 0 || err == nil) || err != nil {
-			c.pending = nil
-			d.mu.Unlock()
-			if left == 0 && len(p) > 0 {
-				err = nil
-			}
-			return len(p) - left, c.opError("write", err)
+		if err := c.writeErr(); err != nil {
+			return err
+		}
+		if len(c.pending) > 0 {
+			d.writers.add(c)
+			d.pump()
+		}
+		if len(c.pending) == 0 {
+			return nil
 		}
 		d.mu.Unlock()
 		select {
@@ -243,16 +252,28 @@ func (c *Conn) Write(p []byte) (int, error) {
 		case <-c.writeLimit.expired():
 		}
 		d.mu.Lock()
+		if len(c.pending) == 0 {
+			return nil
+		}
 	}
 }
 
 // writeErr returns why nothing can be written now.
 func (c *Conn) writeErr() error {
+	if err := c.sendErr(); err != nil {
+		return err
+	}
+	if c.writeLimit.passed() {
+		return os.ErrDeadlineExceeded
+	}
+	return nil
+}
+
+// sendErr returns why the connection takes no more data.
+func (c *Conn) sendErr() error {
 	switch {
 	case c.locallyClosed():
 		return net.ErrClosed
-	case c.writeLimit.passed():
-		return os.ErrDeadlineExceeded
 	case c.state == stateClosed && c.err != nil:
 		return c.err
 	case c.state == stateClosed, c.localFlags&shutdownSend != 0, c.peerFlags&shutdownReceive != 0:
@@ -261,7 +282,10 @@ func (c *Conn) writeErr() error {
 	return nil
 }
 
-// CloseWrite tells the guest that no more data will come; reading goes on.
+// canSend reports whether the connection has data for the guest that the guest has room for.
+func (c *Conn) canSend() bool { return len(c.pending) > 0 && c.credit() > 0 && c.sendErr() == nil }
+
+// CloseWrite tells the guest that no more data will come; reading goes on. A Write under way fails with EPIPE.
 func (c *Conn) CloseWrite() error { return c.shutdown(shutdownSend) }
 
 // CloseRead tells the guest that no more data is wanted; what still comes is dropped.
@@ -276,16 +300,21 @@ func (c *Conn) shutdown(flag uint32) error {
 	}
 	if flag == shutdownReceive {
 		c.readClosed = true
-		c.fwdCount += uint32(c.rx.n)
-		c.rx = ring{}
-		c.wakeReader()
+		c.dropUnread()
 	}
 	if c.state == stateConnected && c.localFlags&flag == 0 {
 		c.localFlags |= flag
 		c.want(wantShutdown)
 		d.pump()
 	}
+	c.wake()
 	return nil
+}
+
+// dropUnread consumes what was received.
+func (c *Conn) dropUnread() {
+	c.fwdCount += uint32(c.rx.n)
+	c.rx.drop(&c.d.spares)
 }
 
 // Close implements net.Conn. Data that the guest has not read yet stays readable there.
@@ -301,7 +330,7 @@ func (c *Conn) Close() error {
 			return c.opError("close", net.ErrClosed)
 		}
 		c.err = net.ErrClosed // what is unread is not wanted any more
-		c.rx = ring{}
+		c.dropUnread()
 		c.wake()
 		return nil
 	case stateConnecting:
@@ -309,14 +338,16 @@ func (c *Conn) Close() error {
 		d.pump()
 		return nil
 	}
-	c.state, c.rx = stateClosing, ring{}
-	c.localFlags = shutdownBoth
+	c.state, c.localFlags = stateClosing, shutdownBoth
+	c.dropUnread()
 	c.want(wantShutdown)
-	c.linger = time.AfterFunc(closeTimeout, c.endLinger)
+	c.startLinger()
 	c.wake()
 	d.pump()
 	return nil
 }
+
+func (c *Conn) startLinger() { c.linger = time.AfterFunc(closeTimeout, c.endLinger) }
 
 // endLinger resets a connection whose guest did not answer our SHUTDOWN.
 func (c *Conn) endLinger() {
@@ -368,61 +399,4 @@ func (c *Conn) closedError() error {
 		return c.opError("set deadline", net.ErrClosed)
 	}
 	return nil
-}
-
-// deadline is a point in time that can be waited for and moved.
-type deadline struct {
-	mu    *sync.Mutex
-	state *deadlineState
-}
-
-type deadlineState struct {
-	timer *time.Timer
-	done  chan struct{} // closed when the deadline has passed
-}
-
-func newDeadline() deadline {
-	return deadline{&sync.Mutex{}, &deadlineState{done: make(chan struct{})}}
-}
-
-// expired returns a channel that is closed once the deadline that is set now has passed. A wait on it ends spuriously when the
-// deadline is moved into the past.
-func (d deadline) expired() <-chan struct{} {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.state.done
-}
-
-func (d deadline) passed() bool {
-	select {
-	case <-d.expired():
-		return true
-	default:
-		return false
-	}
-}
-
-// set moves the deadline; zero means none.
-func (d deadline) set(t time.Time) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	st := d.state
-	if st.timer != nil && !st.timer.Stop() {
-		<-st.done // the timer fires right now
-	}
-	st.timer = nil
-	select {
-	case <-st.done:
-		st.done = make(chan struct{})
-	default:
-	}
-	if t.IsZero() {
-		return
-	}
-	done := st.done
-	if left := time.Until(t); left > 0 {
-		st.timer = time.AfterFunc(left, func() { close(done) })
-		return
-	}
-	close(done)
 }

@@ -46,7 +46,9 @@ type guest struct {
 type setup struct {
 	without         uint64 // features that the driver does not accept
 	rxBufs, rxBytes int
-	starving        bool // no receive buffers until feed
+	starving        bool     // no receive buffers until feed
+	listen          []uint32 // ports
+	record          bool     // from the start
 	memory          int
 }
 
@@ -81,8 +83,12 @@ func newGuest(t testing.TB, dev *Device, s setup) *guest {
 		g.slots[txQueue][h] = b
 		g.free = append(g.free, h)
 	}
+	for _, port := range s.listen {
+		g.listen(port)
+	}
+	g.recording = s.record
 	g.start()
-	rx.Kick()
+	g.drv.MMIO.Notify(rxQueue)
 	return g
 }
 
@@ -174,11 +180,17 @@ func (g *guest) notify(queue int) {
 func (g *guest) work() {
 	tx, rx := g.drv.Queues[txQueue], g.drv.Queues[rxQueue]
 	for u, ok := tx.Take(); ok; u, ok = tx.Take() {
-		g.free = append(g.free, u.Head)
-		g.cond.Broadcast()
+		if _, ok := g.slots[txQueue][u.Head]; ok {
+			g.free = append(g.free, u.Head)
+			g.cond.Broadcast()
+		}
 	}
 	for u, ok := rx.Take(); ok; u, ok = rx.Take() {
-		g.receive(g.slots[rxQueue][u.Head].Bytes[:u.Written])
+		b, ok := g.slots[rxQueue][u.Head]
+		if !ok || u.Written == 0 && g.drv.MMIO.Failure() != nil {
+			continue
+		}
+		g.receive(b.Bytes[:u.Written])
 		if g.starving {
 			g.held = append(g.held, u.Head)
 		} else {
@@ -240,6 +252,16 @@ func (g *guest) send(h header, data []byte) {
 		g.cond.Wait()
 	}
 	g.transmit(h, data)
+}
+
+// submit offers a chain that is no slot, and has the device look at it at once.
+func (g *guest) submit(queue int, chain func(q *virtiotest.Queue) uint16) {
+	g.mu.Lock()
+	q := g.drv.Queues[queue]
+	q.Offer(chain(q))
+	q.Kicked()
+	g.mu.Unlock()
+	g.drv.MMIO.Notify(queue)
 }
 
 // receive handles one packet from the device.
@@ -315,13 +337,7 @@ func (g *guest) connect(port uint32) (*guestConn, error) {
 	return c, nil
 }
 
-// record keeps the headers of all packets; wait returns the first one that fits.
-func (g *guest) record() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.recording = true
-}
-
+// wait takes the first packet that fits out of those recorded, waiting for it. While recording, the guest answers nothing by itself.
 func (g *guest) wait(fits func(header) bool) header {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -334,6 +350,20 @@ func (g *guest) wait(fits func(header) bool) header {
 		}
 		g.cond.Wait()
 	}
+}
+
+// recorded returns what wait did not take yet.
+func (g *guest) recorded() []header {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.Clone(g.packets)
+}
+
+// open returns how many connections the device has, and how many resets wait.
+func (d *Device) open() (conns, resets int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.conns), d.resets.len()
 }
 
 func op(op uint16) func(header) bool { return func(h header) bool { return h.op == op } }
@@ -357,6 +387,27 @@ func start(t testing.TB, s setup) (*Device, *guest) {
 	dev := New(Config{GuestCID: guestCID})
 	return dev, newGuest(t, dev, s)
 }
+
+// rawPair connects the host to a guest that records, which grants alloc bytes of credit. It returns the header with which the
+// guest sends.
+func rawPair(t testing.TB, dev *Device, g *guest, alloc uint32) (*Conn, header) {
+	dialled := make(chan *Conn, 1)
+	go func() {
+		c, err := dev.Dial(t.Context(), 1024)
+		if err != nil {
+			t.Error(err)
+			c = (*Conn)(nil)
+		}
+		dialled <- c.(*Conn)
+	}()
+	h := g.wait(op(opRequest))
+	from := header{srcPort: h.dstPort, dstPort: h.srcPort, bufAlloc: alloc}
+	g.send(from.as(opResponse), nil)
+	return <-dialled, from
+}
+
+// as returns h with another operation.
+func (h header) as(op uint16) header { h.op = op; return h }
 
 // startAt is pair with all counters of the protocol at a value.
 func startAt(c *Conn, gc *guestConn, counter uint32) {

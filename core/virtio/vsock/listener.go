@@ -1,9 +1,13 @@
 package vsock
 
 import (
+	"errors"
 	"net"
 	"sync"
 )
+
+// ErrPortInUse is returned by Listen.
+var ErrPortInUse = errors.New("vsock: the port has a listener already")
 
 // Listener accepts connections from the guest to one port of the host.
 type Listener struct {

@@ -11,6 +11,7 @@ import (
 func TestRingKeepsOrder(t *testing.T) {
 	rnd := rand.New(rand.NewSource(1))
 	var r ring
+	var s spares
 	var want, got bytes.Buffer
 	for range 20000 {
 		p := make([]byte, rnd.Intn(3000))
@@ -18,13 +19,13 @@ func TestRingKeepsOrder(t *testing.T) {
 		if r.n+len(p) <= 64<<10 {
 			want.Write(p)
 			cut := rnd.Intn(len(p) + 1)
-			r.put([][]byte{{1, 2, 3}, {4}, p[:cut], nil, p[cut:]}, 4, len(p))
+			r.put(&s, [][]byte{{1, 2, 3}, {4}, p[:cut], nil, p[cut:]}, 4, len(p))
 		}
 		p = p[:rnd.Intn(3000)%(len(p)+1)]
-		got.Write(p[:r.take(p)])
+		got.Write(p[:r.take(&s, p)])
 	}
 	rest := make([]byte, r.n)
-	require.Equal(t, len(rest), r.take(rest))
+	require.Equal(t, len(rest), r.take(&s, rest))
 	got.Write(rest)
 	require.True(t, bytes.Equal(want.Bytes(), got.Bytes()))
 	require.LessOrEqual(t, len(r.b), 64<<10)
