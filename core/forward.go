@@ -22,6 +22,12 @@ func (vm *VM) Connect(ctx context.Context, port uint16) (net.Conn, error) {
 	return nil, vm.wrapEnded("connect to the guest's port", err)
 }
 
+// DialVsock connects to a vsock port of the guest, for programs in it that speak AF_VSOCK.
+func (vm *VM) DialVsock(ctx context.Context, port uint32) (net.Conn, error) {
+	conn, err := vm.vsock.Dial(ctx, port)
+	return conn, vm.wrapEnded("connect to the guest's vsock port", err)
+}
+
 // Forward is a host listener whose connections go to a port of the guest.
 type Forward struct {
 	vm       *VM
