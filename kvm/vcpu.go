@@ -81,8 +81,9 @@ func (v *VCPU) Run() (hypervisor.Exit, error) {
 		case 0:
 			return v.exit()
 		case unix.EINTR, unix.EAGAIN:
+			// In this order: a Kick that is between its two stores must not leave immediate_exit set for ever.
+			atomic.StoreUint32(v.immediateExit(), 0)
 			if v.kicked.CompareAndSwap(true, false) {
-				atomic.StoreUint32(v.immediateExit(), 0)
 				return hypervisor.Exit{Reason: hypervisor.ExitKicked}, nil
 			}
 		default:

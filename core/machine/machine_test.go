@@ -121,7 +121,7 @@ func TestPauseStopsAndResumeContinues(t *testing.T) {
 	m := newMachine(t, out, 2)
 	require.NoError(t, m.Boot(Boot{Kernel: bytes.NewReader(kernelELF(hiForever))}))
 	<-out.grew
-	for range 20 {
+	for range 5 {
 		require.NoError(t, m.Pause())
 		before := len(out.String())
 		require.NoError(t, m.Pause(), "pausing twice is allowed")

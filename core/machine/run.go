@@ -1,7 +1,7 @@
 package machine
 
 import (
-	"fmt"
+	"errors"
 	"runtime"
 
 	"github.com/supermachine/supermachine/core/hypervisor"
@@ -18,12 +18,24 @@ func (m *Machine) runVCPU(v hypervisor.VCPU) {
 		m.mu.Unlock()
 	}()
 	for m.mayRun() {
-		exit, err := v.Run()
-		if err != nil {
+		if err := m.runUntilKicked(v); err != nil {
 			m.end(Exit{Reason: ExitFailed, Err: err})
 			return
 		}
+	}
+}
+
+// runUntilKicked runs a vCPU and answers its exits. It returns only when the vCPU was kicked while none of its accesses was half done: KVM
+// completes an access when it is entered again, and a state saved before that would repeat it (KVM API doc §5, struct kvm_run).
+func (m *Machine) runUntilKicked(v hypervisor.VCPU) error {
+	for {
+		exit, err := v.Run()
+		if err != nil {
+			return err
+		}
 		switch exit.Reason {
+		case hypervisor.ExitKicked:
+			return nil
 		case hypervisor.ExitMMIO:
 			m.mmio(exit)
 		case hypervisor.ExitPort:
@@ -33,7 +45,7 @@ func (m *Machine) runVCPU(v hypervisor.VCPU) {
 		case hypervisor.ExitShutdown:
 			m.end(Exit{Reason: ExitTripleFault})
 		case hypervisor.ExitHalt:
-			m.end(Exit{Reason: ExitFailed, Err: fmt.Errorf("a vCPU halted with nothing to wake it")})
+			return errors.New("a vCPU halted with nothing to wake it")
 		}
 	}
 }
