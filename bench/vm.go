@@ -116,6 +116,10 @@ func vsockStreams(ctx context.Context, o options) ([]result, error) {
 		return nil, err
 	}
 	defer server.Kill()
+	go func() {
+		_, err := server.Wait()
+		out.CloseWithError(fmt.Errorf("the guest's half has ended (%v)", err))
+	}()
 	if _, err := bufio.NewReader(ready).ReadString('\n'); err != nil {
 		return nil, err
 	}
