@@ -138,9 +138,7 @@ func panicMessage(out []byte) (string, bool) {
 // Stop asks the guest to shut down: the workload gets its stop signal and up to grace to end, then the guest powers off. If the guest
 // does not make it until ctx is done or a few seconds past grace, the VM is stopped by force. It returns when the VM has ended.
 func (vm *VM) Stop(ctx context.Context, grace time.Duration) error {
-	vm.mu.Lock()
-	vm.stopping = true
-	vm.mu.Unlock()
+	vm.noteStop()
 	const powerOff = 5 * time.Second // for syncing and unmounting, after the workload is gone
 	ctx, cancel := context.WithTimeout(ctx, grace+powerOff)
 	defer cancel()
@@ -156,10 +154,19 @@ func (vm *VM) Stop(ctx context.Context, grace time.Duration) error {
 
 // Kill ends the VM at once, without asking the guest, and returns without waiting for the release of its resources.
 func (vm *VM) Kill() {
-	vm.mu.Lock()
-	vm.stopping = true
-	vm.mu.Unlock()
+	vm.noteStop()
 	vm.machine.Stop()
+}
+
+// noteStop notes that the host asked for the end, unless the VM has ended by itself before.
+func (vm *VM) noteStop() {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	select {
+	case <-vm.Done():
+	default:
+		vm.stopping = true
+	}
 }
 
 // Close ends the VM by force if it still runs and waits until everything is released: memory, files, listeners. Closing twice is allowed.
