@@ -87,7 +87,8 @@ func networkError(err error, host string) error {
 		plain   tls.RecordHeaderError
 		u       *url.Error
 	)
-	timeout := errors.As(err, &u) && u.Timeout()
+	// The error may be two: HTTPS is not spoken, and plain HTTP, which is allowed, timed out.
+	timeout := errors.Is(err, context.DeadlineExceeded) || errors.As(err, &u) && u.Timeout() || errors.As(err, &op) && op.Timeout()
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED):
 		e.Err = fmt.Errorf("%s: %w", host, syscall.ECONNREFUSED)
@@ -98,10 +99,10 @@ func networkError(err error, host string) error {
 		if !dns.IsNotFound {
 			e.Err, e.transient = fmt.Errorf("%s: its name cannot be looked up", host), true
 		}
+	case timeout:
+		e.Err, e.Hint = fmt.Errorf("%s: timed out", host), "the registry is too slow or hangs; try again"
 	case errors.Is(err, errPlainHTTP), errors.As(err, &plain), strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"):
 		e.Err, e.Hint = fmt.Errorf("%s does not speak HTTPS", host), "if you trust the network, list it as an insecure registry"
-	case timeout, errors.As(err, &op) && op.Timeout():
-		e.Err, e.Hint = fmt.Errorf("%s: timed out", host), "the registry is too slow or hangs; try again"
 	case errors.As(err, &op):
 		e.Err, e.transient = fmt.Errorf("%s: %w", host, op.Err), true
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
