@@ -5,6 +5,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -45,8 +46,26 @@ func run(args []string) error {
 		if err != nil {
 			return err
 		}
+		if err := enlarge(c.(*vsock.Conn)); err != nil {
+			return err
+		}
 		go stream.Serve(c)
 	}
+}
+
+// enlarge gives a connection the buffer that the agent's have.
+func enlarge(c *vsock.Conn) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) {
+		for _, option := range []int{unix.SO_VM_SOCKETS_BUFFER_MAX_SIZE, unix.SO_VM_SOCKETS_BUFFER_SIZE} {
+			failed = errors.Join(failed, unix.SetsockoptUint64(int(fd), unix.AF_VSOCK, option, 1<<20))
+		}
+	})
+	return errors.Join(err, failed)
 }
 
 func spawn(n int, argv []string) error {

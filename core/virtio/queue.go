@@ -259,19 +259,27 @@ func (q *Queue) Push(head uint16, written uint32) {
 	q.nextUsed++
 }
 
-// Flush lets the driver see what was pushed and raises the interrupt if the driver asked for one (virtio 1.2 §2.7.7). It does
-// not block and does nothing when nothing was pushed.
-func (q *Queue) Flush() {
+// Flush lets the driver see what was pushed and raises the interrupt if the driver asked for one (virtio 1.2 §2.7.7); it reports
+// whether it did. It does not block and does nothing when nothing was pushed.
+func (q *Queue) Flush() (interrupted bool) {
+	if !q.FlushQuietly() {
+		return false
+	}
+	q.interrupt()
+	return true
+}
+
+// FlushQuietly is Flush without the interrupt. If it returns true the driver asked for one, and the device owes it: an interrupt for
+// another queue will do, since drivers look at every queue then (§4.2.2.1), or Env.Interrupt before long.
+func (q *Queue) FlushQuietly() (owed bool) {
 	if !q.config.Ready || q.nextUsed == q.published {
-		return
+		return false
 	}
 	old := q.published
 	q.published = q.nextUsed
 	// An atomic store orders the entries before the index, and the index before the loads below.
 	q.storeUsed()
-	if q.wantsInterrupt(old) {
-		q.interrupt()
-	}
+	return q.wantsInterrupt(old)
 }
 
 func (q *Queue) wantsInterrupt(old uint16) bool {

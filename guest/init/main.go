@@ -41,11 +41,11 @@ func boot() error {
 	}
 	openConsole()
 	server := agent.NewServer()
-	control, err := vsock.Listen(wire.ControlPort, nil)
+	control, err := listen(wire.ControlPort)
 	if err != nil {
 		return fmt.Errorf("listen for the host: %w", err)
 	}
-	proxy, err := vsock.Listen(wire.ProxyPort, nil)
+	proxy, err := listen(wire.ProxyPort)
 	if err != nil {
 		return fmt.Errorf("listen for the host: %w", err)
 	}

@@ -191,7 +191,7 @@ func TestBlockedReadEnds(t *testing.T) {
 			g.wait(op(opRST))
 		}, io.EOF},
 		"data without credit": {func(_ *Conn, g *guest, h header) {
-			for range BufferSize/(64<<10) + 1 {
+			for range maxWindow/(64<<10) + 1 {
 				g.send(h.as(opRW), make([]byte, 64<<10))
 			}
 			g.wait(op(opRST))
@@ -339,7 +339,7 @@ func TestReadNoMoreGivesCredit(t *testing.T) {
 			for _, p := range g.recorded() {
 				h.fwdCnt = p.fwdCnt // what the guest knows
 			}
-			require.Less(t, (i+1)*64<<10-h.fwdCnt, uint32(BufferSize))
+			require.Less(t, (i+1)*64<<10-h.fwdCnt, uint32(maxWindow))
 		}
 	})
 }

@@ -56,7 +56,10 @@ type Conn struct {
 	linger      *time.Timer
 	orphan      bool // restored, and nobody has asked for it
 
+	window  uint32 // size of the receive buffer
 	rx      ring   // received and not read
+	into    []byte // rest of the buffer of a Read that waits: what comes goes there first
+	got     int    // bytes put into it
 	pending []byte // what Write still has to send, or had when the state was saved
 
 	// Credit (§5.10.6.3): modulo 2^32, as in the protocol.
@@ -74,7 +77,7 @@ type Conn struct {
 
 func (d *Device) newConn(k key) *Conn {
 	c := &Conn{
-		d: d, key: k, established: make(chan struct{}),
+		d: d, key: k, window: windowAmong(len(d.conns)), established: make(chan struct{}),
 		readable: make(chan struct{}, 1), writable: make(chan struct{}, 1), readLimit: newDeadline(), writeLimit: newDeadline(),
 	}
 	d.conns[k] = c
@@ -127,10 +130,16 @@ func (c *Conn) want(w uint8) {
 	c.d.control.add(c)
 }
 
-// creditDue reports whether to tell the guest what was consumed: once it believes that less than half of the buffer is free, and
-// if the news is worth a packet.
+// windowAmong returns the window of a new connection: the more there are, the smaller, so that a guest cannot make the host keep much.
+func windowAmong(conns int) uint32 {
+	return uint32(min(max(windowBudget/(conns+1), minWindow), maxWindow))
+}
+
+// creditDue reports whether to tell the guest what was consumed: once it believes that less than half of the buffer is free, and if
+// the news is worth a packet. Linux sends no more ahead than it has room for itself.
 func (c *Conn) creditDue() bool {
-	return c.state == stateConnected && c.rxCount-c.toldFwd >= BufferSize/2 && c.fwdCount-c.toldFwd >= BufferSize/4
+	ahead := min(c.window, c.peerAlloc)
+	return c.state == stateConnected && c.rxCount-c.toldFwd >= ahead/2 && c.fwdCount-c.toldFwd >= max(ahead/4, 1)
 }
 
 // header returns a packet's header with this connection's addresses and credit.
@@ -138,7 +147,7 @@ func (c *Conn) header(op uint16) header {
 	c.toldFwd = c.fwdCount
 	return header{
 		srcCID: HostCID, dstCID: c.d.cid, srcPort: c.key.host, dstPort: c.key.guest, kind: typeStream, op: op,
-		bufAlloc: BufferSize, fwdCnt: c.fwdCount,
+		bufAlloc: c.window, fwdCnt: c.fwdCount,
 	}
 }
 
@@ -166,23 +175,30 @@ func (c *Conn) controlPacket() header {
 func (c *Conn) Read(p []byte) (int, error) {
 	c.reading.Lock()
 	defer c.reading.Unlock()
+	d := c.d
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	for {
 		n, done, err := c.tryRead(p)
 		if done {
 			return n, c.opError("read", err)
 		}
+		c.into, c.got = p, 0
+		d.mu.Unlock()
 		select {
 		case <-c.readable:
 		case <-c.readLimit.expired():
-			return 0, c.opError("read", os.ErrDeadlineExceeded)
+		}
+		d.mu.Lock()
+		n, c.into, c.got = c.got, nil, 0
+		if n > 0 {
+			return n, nil
 		}
 	}
 }
 
+// tryRead reads without waiting. The caller holds the device's mutex.
 func (c *Conn) tryRead(p []byte) (n int, done bool, err error) {
-	d := c.d
-	d.mu.Lock()
-	defer d.mu.Unlock()
 	switch {
 	case c.locallyClosed():
 		return 0, true, net.ErrClosed
@@ -193,11 +209,9 @@ func (c *Conn) tryRead(p []byte) (n int, done bool, err error) {
 	case len(p) == 0:
 		return 0, true, nil
 	case c.rx.n > 0:
-		n = c.rx.take(&d.spares, p)
-		c.fwdCount += uint32(n)
-		if c.creditDue() {
-			c.want(wantCredit)
-			d.pump()
+		n = c.rx.take(&c.d.spares, p)
+		if c.consume(n) {
+			c.d.pump()
 		}
 		return n, true, nil
 	case c.state == stateClosed && c.err != nil:
@@ -206,6 +220,15 @@ func (c *Conn) tryRead(p []byte) (n int, done bool, err error) {
 		return 0, true, io.EOF
 	}
 	return 0, false, nil
+}
+
+// consume notes that n bytes of what was received need no room any more, and reports whether that is news for the guest.
+func (c *Conn) consume(n int) (due bool) {
+	c.fwdCount += uint32(n)
+	if due = c.creditDue(); due {
+		c.want(wantCredit)
+	}
+	return due
 }
 
 // locallyClosed reports whether Close was called, or the whole device was closed.

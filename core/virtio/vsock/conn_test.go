@@ -6,6 +6,7 @@ import (
 	"math/rand"
 	"net"
 	"testing"
+	"testing/synctest"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/net/nettest"
@@ -68,4 +69,55 @@ func TestCountersWrap(t *testing.T) {
 	c, gc := pair(t, dev, g)
 	startAt(c, gc, nearWrap)
 	echo(t, c, gc, 1<<20)
+}
+
+// TestGuestWithASmallBuffer: such a guest also sends little ahead, and stops for ever unless it hears early of what was read.
+func TestGuestWithASmallBuffer(t *testing.T) {
+	for _, size := range []uint32{1, 4 << 10, 64 << 10} {
+		dev, g := start(t, setup{})
+		c, gc := pair(t, dev, g)
+		g.mu.Lock()
+		gc.alloc = size
+		g.mu.Unlock()
+		total := int(min(size*64, 1<<20))
+		go func() { _, _ = gc.Write(make([]byte, total)) }()
+		_, err := io.ReadFull(c, make([]byte, total))
+		require.NoError(t, err)
+	}
+}
+
+func TestWindowsShrinkWithTheNumberOfConnections(t *testing.T) {
+	total := 0
+	for n := range MaxConnections {
+		w := windowAmong(n)
+		require.True(t, minWindow <= w && w <= maxWindow)
+		total += int(w)
+	}
+	require.EqualValues(t, maxWindow, windowAmong(0))
+	require.EqualValues(t, minWindow, windowAmong(MaxConnections-1))
+	require.Less(t, total, 5<<28, "what a guest can make the host keep")
+}
+
+// TestReadTakesFromThePacketAtOnce: what comes for a Read that waits does not go through a buffer.
+func TestReadTakesFromThePacketAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dev, g := start(t, setup{record: true})
+		c, h := rawPair(t, dev, g, 0)
+		p := make([]byte, 6)
+		read := func() (n int) {
+			n, err := c.Read(p)
+			require.NoError(t, err)
+			return n
+		}
+		done := make(chan int)
+		go func() { done <- read() }()
+		synctest.Wait()
+		g.send(h.as(opRW), []byte("abcdefgh"))
+		require.Equal(t, 6, <-done)
+		require.Equal(t, "abcdef", string(p))
+		require.Equal(t, 2, c.rx.n, "what found no room")
+		require.Equal(t, 2, read())
+		require.Equal(t, "gh", string(p[:2]))
+		require.EqualValues(t, 8, c.fwdCount)
+	})
 }

@@ -17,7 +17,9 @@ const HostCID = 2
 
 // Limits on what a guest can make the host keep.
 const (
-	BufferSize     = 256 << 10 // receive buffer of one connection, the most that the guest may send ahead
+	maxWindow      = 1 << 20  // receive buffer of a connection: what the guest may send ahead
+	minWindow      = 64 << 10 // the same of one among many
+	windowBudget   = 64 << 20 // what full windows share
 	MaxConnections = 16 << 10
 	maxBacklog     = 1024 // connections that wait for one Listener's Accept
 	maxResets      = 1024 // resets of unknown connections that wait for a receive buffer of the guest's
@@ -59,6 +61,7 @@ type Device struct {
 	control line       // with pending control packets
 	writers line       // with pending data, taking turns
 
+	sent   completions
 	packet [headerSize]byte // of the packet in work
 	spares spares
 }
@@ -110,6 +113,7 @@ func (d *Device) Activate(env *virtio.Env) error {
 func (d *Device) Pause() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.announceSent()
 	d.paused = true
 }
 
@@ -140,7 +144,7 @@ func (d *Device) Reset() {
 		d.active = make(chan struct{})
 	}
 	d.endAll(ErrDeviceReset)
-	d.paused, d.broken = false, nil
+	d.paused, d.broken, d.sent.owed = false, nil, 0
 }
 
 // endAll ends every connection without telling the guest.
@@ -154,10 +158,11 @@ func (d *Device) endAll(err error) {
 
 // fail gives the device up until the driver resets it: every connection fails with an error that matches virtio.ErrDriver.
 func (d *Device) fail(err error) {
+	d.sent.owed = 0
 	for _, q := range d.env.Queues {
 		q.Flush()
 	}
-	d.env.Fail(err)
+	d.env.Fail(err) // interrupts the driver in any case
 	d.broken = fmt.Errorf("vsock: the device failed: %w", err)
 	d.endAll(d.broken)
 }

@@ -123,7 +123,7 @@ func (c *guestConn) Write(p []byte) (int, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for n := 0; ; {
-		credit := int(c.peerAlloc - (c.txCount - c.peerFwd))
+		credit := int(min(c.peerAlloc, c.alloc)) - int(c.txCount-c.peerFwd) // no more ahead than it has room for itself, as Linux
 		switch {
 		case c.closed:
 			return n, net.ErrClosed
@@ -133,7 +133,7 @@ func (c *guestConn) Write(p []byte) (int, error) {
 			return n, errReset
 		case n == len(p):
 			return n, nil
-		case credit == 0:
+		case credit <= 0:
 			c.cond.Wait()
 			continue
 		case len(g.free) == 0:

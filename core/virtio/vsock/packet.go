@@ -63,11 +63,16 @@ func (h *header) decode(b *[headerSize]byte) {
 	h.fwdCnt = le.Uint32(b[40:])
 }
 
-// gather copies the first bytes of bufs to p and returns how many there were, at most len(p).
-func gather(p []byte, bufs [][]byte) int {
+// gather copies the bytes of bufs from offset off to p and returns how many there were, at most len(p).
+func gather(p []byte, bufs [][]byte, off int) int {
 	n := 0
 	for _, b := range bufs {
-		n += copy(p[n:], b)
+		if off >= len(b) {
+			off -= len(b)
+			continue
+		}
+		n += copy(p[n:], b[off:])
+		off = 0
 	}
 	return n
 }

@@ -41,6 +41,6 @@ func TestHeaderCodec(t *testing.T) {
 	out := [][]byte{make([]byte, 10), make([]byte, 20), make([]byte, 50)}
 	scatter(out, 0, b[:])
 	var c [headerSize]byte
-	require.Equal(t, headerSize, gather(c[:], out))
+	require.Equal(t, headerSize, gather(c[:], out, 0))
 	require.Equal(t, b, c)
 }

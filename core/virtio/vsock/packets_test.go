@@ -58,8 +58,8 @@ func TestMalformedPackets(t *testing.T) {
 		"op 0":             {change: func(h *header) { h.op = 0 }, ends: ErrProtocol, resets: func(h header) bool { return h.dstPort == 1024 }},
 		"second response":  {change: func(h *header) { h.op = opResponse }, ends: ErrProtocol, resets: func(h header) bool { return h.dstPort == 1024 }},
 		"second request":   {change: func(h *header) { h.op = opRequest }, ends: syscall.ECONNRESET, resets: func(h header) bool { return h.dstPort == 1024 }},
-		"no credit":        {change: func(h *header) { h.len = BufferSize + 1 }, payload: BufferSize + 1, ends: ErrProtocol, resets: func(h header) bool { return h.dstPort == 1024 }},
-		"all credit":       {change: func(h *header) { h.len = BufferSize }, payload: BufferSize},
+		"no credit":        {change: func(h *header) { h.len = maxWindow + 1 }, payload: maxWindow + 1, ends: ErrProtocol, resets: func(h header) bool { return h.dstPort == 1024 }},
+		"all credit":       {change: func(h *header) { h.len = maxWindow }, payload: maxWindow},
 		"flags unknown":    {change: func(h *header) { h.op, h.flags = opShutdown, 0xfffffffc }},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -241,7 +241,7 @@ func TestBrokenConnectionsAreBounded(t *testing.T) {
 func TestCreditUpdatesAreWorthAPacket(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dev, g := start(t, setup{record: true})
-		c, h := rawPair(t, dev, g, 0)
+		c, h := rawPair(t, dev, g, 256<<10)
 		for range 4 {
 			g.send(h.as(opRW), make([]byte, 64<<10))
 		}
@@ -274,5 +274,5 @@ func TestIdleConnectionKeepsNoBuffer(t *testing.T) {
 			kept += len(b)
 		}
 	}
-	require.LessOrEqual(t, kept, 2*BufferSize)
+	require.LessOrEqual(t, kept, 2*maxWindow)
 }

@@ -18,14 +18,14 @@ func (d *Device) receive() (more bool) {
 	}
 	q := d.env.Queues[txQueue]
 	q.DisableNotify()
-	for range batch {
+	for n := range batch {
 		chain, ok, err := q.Pop()
 		if err != nil {
 			d.fail(err)
 			return false
 		}
 		if !ok {
-			q.Flush()
+			d.completeSent(n)
 			d.pump()
 			return d.live() && q.EnableNotify()
 		}
@@ -36,14 +36,14 @@ func (d *Device) receive() (more bool) {
 			return false
 		}
 	}
-	q.Flush()
+	d.completeSent(batch)
 	d.pump()
 	return d.live()
 }
 
 // handleChain checks one packet and handles it.
 func (d *Device) handleChain(chain *virtio.Chain) error {
-	if gather(d.packet[:], chain.Readable) < headerSize {
+	if gather(d.packet[:], chain.Readable, 0) < headerSize {
 		return virtio.DriverErrorf("socket packet of %d bytes, less than its header", chain.ReadLen)
 	}
 	var h header
@@ -147,22 +147,27 @@ func (d *Device) peerShutdown(c *Conn, flags uint32) {
 
 func (d *Device) deliver(c *Conn, h *header, packet [][]byte) {
 	// What the guest may send depends on what it was told, not on what was read since.
-	if c.peerFlags&shutdownSend != 0 || uint64(c.rxCount-c.toldFwd)+uint64(h.len) > BufferSize {
+	if c.peerFlags&shutdownSend != 0 || uint64(c.rxCount-c.toldFwd)+uint64(h.len) > uint64(c.window) {
 		d.reset(c, ErrProtocol) // data after its end or without credit
 		return
 	}
 	c.rxCount += h.len
 	if c.state == stateClosing || c.readClosed {
-		c.fwdCount += h.len // nobody will read it
-		if c.creditDue() {
-			c.want(wantCredit)
-		}
+		c.consume(int(h.len)) // nobody will read it
 		return
 	}
-	if h.len > 0 {
-		c.rx.put(&d.spares, packet, headerSize, int(h.len))
-		c.wakeReader()
+	off, n := headerSize, int(h.len)
+	if n == 0 {
+		return
 	}
+	if len(c.into) > 0 { // a Read waits, so nothing is unread before this
+		k := gather(c.into[:min(n, len(c.into))], packet, off)
+		c.into, c.got = c.into[k:], c.got+k
+		c.consume(k)
+		off, n = off+k, n-k
+	}
+	c.rx.put(&d.spares, packet, off, n)
+	c.wakeReader()
 }
 
 // reset ends a connection from our side at once. A guest that has not heard of it is told nothing.

@@ -2,11 +2,11 @@ package vsock
 
 import "math/bits"
 
-// Rings have sizes of powers of two from smallestRing to BufferSize.
+// Rings have sizes of powers of two from smallestRing to maxWindow.
 const (
 	smallestRing = 4 << 10
-	ringClasses  = 7
-	maxSpares    = 8 // of each size
+	ringClasses  = 9
+	maxSpares    = 4 // of each size
 )
 
 // spares are rings' buffers that nobody uses, kept so that receiving does not allocate.
@@ -14,7 +14,7 @@ type spares [ringClasses][][]byte
 
 func ringClass(n int) int { return max(0, bits.Len(uint(n-1))-bits.Len(uint(smallestRing-1))) }
 
-// get returns a buffer of at least n bytes, at most BufferSize.
+// get returns a buffer of at least n bytes, at most maxWindow.
 func (s *spares) get(n int) []byte {
 	class := ringClass(n)
 	l := s[class]
@@ -35,7 +35,7 @@ func (s *spares) put(b []byte) {
 	}
 }
 
-// ring holds received bytes until they are read, BufferSize at most; the caller sees to that. Empty, it has no buffer.
+// ring holds received bytes until they are read, its window at most; the caller sees to that. Empty, it has no buffer.
 type ring struct {
 	b    []byte
 	r, n int // first unread byte, unread bytes

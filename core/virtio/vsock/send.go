@@ -15,7 +15,7 @@ func (d *Device) pump() {
 			return
 		}
 		if !ok {
-			q.Flush()
+			d.flushReceived()
 			if q.EnableNotify() {
 				continue
 			}
@@ -28,7 +28,7 @@ func (d *Device) pump() {
 			return
 		}
 	}
-	q.Flush()
+	d.flushReceived()
 	q.DisableNotify()
 }
 

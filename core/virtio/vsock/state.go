@@ -39,6 +39,7 @@ type connSaved struct {
 	RxCount, FwdCount, ToldFwd uint32
 	TxCount                    uint32
 	PeerAlloc, PeerFwd         uint32
+	Window                     uint32
 	Wants                      uint8
 }
 
@@ -70,7 +71,7 @@ func (c *Conn) save() connSaved {
 	s := connSaved{
 		Host: c.key.host, Guest: c.key.guest, State: uint8(c.state), LocalFlags: c.localFlags, PeerFlags: c.peerFlags,
 		Unread: unread, RxCount: c.rxCount, FwdCount: c.fwdCount, ToldFwd: c.toldFwd, TxCount: c.txCount,
-		PeerAlloc: c.peerAlloc, PeerFwd: c.peerFwd, Wants: c.wants,
+		PeerAlloc: c.peerAlloc, PeerFwd: c.peerFwd, Window: c.window, Wants: c.wants,
 	}
 	if c.sendErr() == nil {
 		s.Unsent = c.pending
@@ -118,7 +119,7 @@ func (d *Device) restore(s connSaved) {
 		c.rx.put(&d.spares, [][]byte{s.Unread}, 0, len(s.Unread))
 	}
 	c.rxCount, c.fwdCount, c.toldFwd, c.txCount = s.RxCount, s.FwdCount, s.ToldFwd, s.TxCount
-	c.peerAlloc, c.peerFwd = s.PeerAlloc, s.PeerFwd
+	c.peerAlloc, c.peerFwd, c.window = s.PeerAlloc, s.PeerFwd, s.Window
 	if s.Wants != 0 {
 		c.want(s.Wants)
 	}
@@ -170,7 +171,9 @@ func (s *connSaved) invalid() string {
 	case s.LocalFlags > shutdownBoth, s.PeerFlags >= shutdownBoth,
 		s.State == uint8(stateClosing) && s.LocalFlags != shutdownBoth:
 		return "flags that do not fit its state"
-	case uint64(s.RxCount-s.FwdCount) != unread, uint64(s.RxCount-s.ToldFwd) > BufferSize, s.FwdCount-s.ToldFwd > s.RxCount-s.ToldFwd:
+	case s.Window < minWindow, s.Window > maxWindow:
+		return fmt.Sprintf("window of %d bytes", s.Window)
+	case uint64(s.RxCount-s.FwdCount) != unread, s.RxCount-s.ToldFwd > s.Window, s.FwdCount-s.ToldFwd > s.RxCount-s.ToldFwd:
 		return fmt.Sprintf("counters %d, %d, %d with %d bytes unread", s.RxCount, s.FwdCount, s.ToldFwd, unread)
 	case ended && unread > 0:
 		return "unread data that nobody wants"
