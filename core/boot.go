@@ -83,7 +83,11 @@ func (vm *VM) boot(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := vm.machine.Boot(machine.Boot{Kernel: kernel, Initrd: initrd, Cmdline: "quiet"}); err != nil {
+	err = vm.machine.Boot(machine.Boot{Kernel: kernel, Initrd: initrd, Cmdline: "quiet"})
+	if errors.Is(err, machine.ErrKernel) {
+		return &Error{Code: ErrAssets, Op: "load the guest's kernel from", Object: assets.Kernel, Err: err}
+	}
+	if err != nil {
 		return err
 	}
 	return vm.connect(ctx)

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"strings"
 	"testing"
 	"time"
 
@@ -38,4 +39,22 @@ func eventually(t *testing.T, yes func() bool, why string, args ...any) {
 	for end := time.Now().Add(time.Minute); !yes(); time.Sleep(50 * time.Millisecond) {
 		require.True(t, time.Now().Before(end), fmt.Sprintf(why, args...))
 	}
+}
+
+type mapping struct {
+	size     uint64
+	readable bool
+}
+
+// parseMaps reads /proc/PID/maps.
+func parseMaps(t *testing.T, text string) (all []mapping) {
+	t.Helper()
+	for line := range strings.Lines(text) {
+		var from, to uint64
+		var access string
+		_, err := fmt.Sscanf(line, "%x-%x %s", &from, &to, &access)
+		require.NoError(t, err, line)
+		all = append(all, mapping{to - from, strings.HasPrefix(access, "r")})
+	}
+	return all
 }
