@@ -1,8 +1,6 @@
 package kvm
 
 import (
-	"bytes"
-	"encoding/binary"
 	"math/bits"
 
 	"github.com/supermachine/supermachine/core/hypervisor"
@@ -22,7 +20,7 @@ func (s *System) supportedCPUID() ([]hypervisor.CPUIDEntry, error) {
 		return nil, err
 	}
 	entries := append([]hypervisor.CPUIDEntry(nil), list.entries[:list.n]...)
-	if n, err := ioctl(s.fd, kvmCheckExtension, capTSCDeadline, "KVM_CHECK_EXTENSION"); err == nil && n != 0 && !hostIsTCG(entries) {
+	if n, err := ioctl(s.fd, kvmCheckExtension, capTSCDeadline, "KVM_CHECK_EXTENSION"); err == nil && n != 0 {
 		for i := range entries {
 			if entries[i].Function == 1 {
 				entries[i].ECX |= 1 << 24 // TSC-deadline timer: the in-kernel LAPIC has it, the supported list may not say so
@@ -30,22 +28,6 @@ func (s *System) supportedCPUID() ([]hypervisor.CPUIDEntry, error) {
 		}
 	}
 	return entries, nil
-}
-
-// hostIsTCG reports whether this host's CPU is emulated by QEMU, as its brand string says. On such a CPU (seen with QEMU 7.2 and Linux 6.12)
-// KVM's TSC-deadline timer fires tens of seconds late; the LAPIC's one-shot timer does not.
-func hostIsTCG(entries []hypervisor.CPUIDEntry) bool {
-	var brand []byte
-	for leaf := uint32(0x80000002); leaf <= 0x80000004; leaf++ {
-		for _, e := range entries {
-			if e.Function == leaf {
-				for _, r := range []uint32{e.EAX, e.EBX, e.ECX, e.EDX} {
-					brand = binary.LittleEndian.AppendUint32(brand, r)
-				}
-			}
-		}
-	}
-	return bytes.HasPrefix(brand, []byte("QEMU TCG CPU"))
 }
 
 // vcpuCPUID returns what vCPU id of total sees: the supported leaves with its own APIC id and a topology of one
