@@ -36,6 +36,13 @@ func TestMain(m *testing.M) {
 			unix.Pause()
 		}
 	}
+	// nohup and shells' background jobs start this process with signals ignored, which the programs of the tests would inherit. PID 1 of a
+	// guest inherits nothing.
+	for _, sig := range []os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT} {
+		if signal.Ignored(sig) {
+			signal.Notify(make(chan os.Signal, 1), sig)
+		}
+	}
 	os.Exit(m.Run())
 }
 
