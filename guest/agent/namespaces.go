@@ -37,15 +37,16 @@ const (
 // newNSThreads starts the first thread.
 func newNSThreads(c Container) (*nsThreads, error) {
 	t := &nsThreads{container: c, work: make(chan func())}
-	return t, t.start()
+	_, err := t.start()
+	return t, err
 }
 
-// start adds a thread. It is never given back to the Go scheduler.
-func (t *nsThreads) start() error {
+// start adds a thread, which is never given back to the Go scheduler. It reports false if there are as many as there may be.
+func (t *nsThreads) start() (bool, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.count == maxThreads {
-		return nil
+		return false, nil
 	}
 	entered := make(chan error)
 	go func() {
@@ -63,7 +64,7 @@ func (t *nsThreads) start() error {
 	if err == nil {
 		t.count++
 	}
-	return err
+	return true, err
 }
 
 // do runs f on one of the threads and waits for it.
@@ -78,15 +79,21 @@ func (t *nsThreads) do(f func()) {
 	<-done
 }
 
-// queue hands the job to the first thread that is free.
+// queue hands the job to the first thread that is free. It adds threads until the job is taken: the one it adds may take another's job, which
+// then adds none itself.
 func (t *nsThreads) queue(job func()) {
-	timer := time.NewTimer(stalled)
+	timer := time.NewTicker(stalled)
 	defer timer.Stop()
-	select {
-	case t.work <- job:
-	case <-timer.C:
-		t.start() // if it fails, the job waits for the others
-		t.work <- job
+	for {
+		select {
+		case t.work <- job:
+			return
+		case <-timer.C:
+			if more, _ := t.start(); !more { // if it fails, another thread may come free before the next try
+				t.work <- job
+				return
+			}
+		}
 	}
 }
 

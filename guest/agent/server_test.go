@@ -123,6 +123,7 @@ func TestRequestsOfTheFutureAreRefused(t *testing.T) {
 func TestABlockedThreadDelaysNobody(t *testing.T) {
 	threads, err := newNSThreads(Container{Cgroup: -1})
 	require.NoError(t, err)
+	t.Cleanup(func() { close(threads.work) }) // its threads end
 	release := make(chan struct{})
 	var wg sync.WaitGroup
 	for range maxThreads - 1 {
