@@ -159,10 +159,11 @@ func (d *Device) endAll(err error) {
 // fail gives the device up until the driver resets it: every connection fails with an error that matches virtio.ErrDriver.
 func (d *Device) fail(err error) {
 	d.sent.owed = 0
+	// First, so that a driver that finds the buffer at fault among the used ones knows already.
+	d.env.Fail(err)
 	for _, q := range d.env.Queues {
 		q.Flush()
 	}
-	d.env.Fail(err) // interrupts the driver in any case
 	d.broken = fmt.Errorf("vsock: the device failed: %w", err)
 	d.endAll(d.broken)
 }
