@@ -21,11 +21,16 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestMain skips everything where the emulated host cannot be made.
+// TestMain skips everything where the emulated host cannot be made. It makes what is missing, so that the tests see only what their own
+// runs say.
 func TestMain(m *testing.M) {
 	if why := missing(); why != "" {
 		fmt.Println("skipped:", why)
 		return
+	}
+	if out, err := command("true").CombinedOutput(); err != nil {
+		fmt.Printf("no emulated host: %v\n%s", err, out)
+		os.Exit(1)
 	}
 	os.Exit(m.Run())
 }

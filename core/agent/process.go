@@ -171,7 +171,8 @@ func (p *Process) Wait() (ExitStatus, error) {
 	return st, p.ioErr
 }
 
-// Signal sends a signal to the process's group. After the process has ended it does nothing.
+// Signal sends a signal to the process's group. After the process has ended it does nothing; after the end of the connection it returns
+// an error that matches ErrClosed.
 func (p *Process) Signal(sig syscall.Signal) error {
 	return p.send(wire.TypeSignal, wire.Signal{Number: int(sig)})
 }
@@ -185,11 +186,24 @@ func (p *Process) Resize(rows, cols uint16) error {
 }
 
 func (p *Process) send(t wire.Type, body any) error {
+	select {
+	case <-p.s.ended:
+		return p.lost()
+	default:
+	}
 	err := p.s.c.w.Send(p.s.ended, t, p.s.id, 0, body)
 	if errors.Is(err, wire.ErrCanceled) {
-		return nil
+		return p.lost()
 	}
 	return err
+}
+
+// lost returns the connection's error if that is why the process is known to have ended.
+func (p *Process) lost() error {
+	if errors.Is(p.s.failure, ErrClosed) {
+		return p.s.failure
+	}
+	return nil
 }
 
 // Output is what a program wrote and how it ended.

@@ -363,7 +363,7 @@ func TestTheEndOfTheConnectionEndsItsPrograms(t *testing.T) {
 	for _, p := range running {
 		_, err := p.Wait()
 		require.ErrorIs(t, err, agent.ErrClosed)
-		require.Error(t, p.Signal(syscall.SIGTERM))
+		require.ErrorIs(t, p.Signal(syscall.SIGTERM), agent.ErrClosed)
 	}
 	eventually(t, func() bool { return processes(t, watch, "sleep 4441") == 0 }, "programs")
 	eventually(t, func() bool { return streamGoroutines() == 0 }, "goroutines")

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -290,11 +291,11 @@ func TestGetID(t *testing.T) {
 // counting is a backend that counts flushes and can fail.
 type counting struct {
 	Backend
-	flushes int
+	flushes atomic.Int32
 	err     error
 }
 
-func (c *counting) Flush() error { c.flushes++; return c.err }
+func (c *counting) Flush() error { c.flushes.Add(1); return c.err }
 func (c *counting) ReadV(v *Vec, off, n int64) error {
 	if c.err != nil {
 		return c.err
@@ -306,14 +307,14 @@ func TestFlush(t *testing.T) {
 	c := &counting{Backend: raw(t, make([]byte, diskSize), false)}
 	g := boot(t, c, 0)
 	g.write(0, make([]byte, 512))
-	require.Zero(t, c.flushes)
+	require.Zero(t, c.flushes.Load())
 	status, _ := g.do(typeFlush, 0)
 	require.EqualValues(t, statusOK, status)
-	require.Equal(t, 1, c.flushes)
+	require.EqualValues(t, 1, c.flushes.Load())
 	// §5.2.6.2: a driver without FLUSH finds its writes stable when they are reported.
 	c2 := &counting{Backend: raw(t, make([]byte, diskSize), false)}
 	boot(t, c2, FeatureFlush).write(0, make([]byte, 512))
-	require.Equal(t, 1, c2.flushes)
+	require.EqualValues(t, 1, c2.flushes.Load())
 }
 
 func TestDiskError(t *testing.T) {
