@@ -1,50 +1,113 @@
 package main
 
 import (
-	"bufio"
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"net"
+	"os"
 	"os/exec"
-	"strings"
+	"path/filepath"
+	"strconv"
 	"time"
 
+	"github.com/mdlayher/vsock"
+	"github.com/vmihailenco/msgpack/v5"
+	"golang.org/x/sys/unix"
+
 	"github.com/supermachine/supermachine/core"
+	"github.com/supermachine/supermachine/core/agent"
+	"github.com/supermachine/supermachine/core/agent/wire"
+	"github.com/supermachine/supermachine/guest/initramfs"
 )
 
-// bootQEMU starts QEMU's microvm machine with the same kernel and initramfs and returns how long it takes until init wants to call the host. There
-// is no vsock device, so at that very point init says so on the console.
-func bootQEMU(ctx context.Context) (time.Duration, error) {
+// peer boots QEMU's microvm machine with the kernel, the initramfs and the disks that a VM of ours has, its sockets by the host kernel's vhost.
+type peer struct {
+	kernel, initrd, root, scratch string
+	calls                         net.Listener
+}
+
+// newPeer prepares in dir what is not to be timed.
+func newPeer(dir string, img *core.Image) (*peer, error) {
 	assets, err := core.FindAssets("")
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
+	p := &peer{kernel: assets.Kernel, root: img.RootFS, initrd: filepath.Join(dir, "initrd"), scratch: filepath.Join(dir, "scratch")}
+	initrd, err := os.ReadFile(assets.Initramfs)
+	if err != nil {
+		return nil, err
+	}
+	boot, err := msgpack.Marshal(wire.BootConfig{Hostname: "peer", Root: "/dev/vda", Scratch: "/dev/vdb", Env: img.Config.Env})
+	if err != nil {
+		return nil, err
+	}
+	extra := bytes.NewBuffer(initrd)
+	if err := initramfs.Write(extra, []initramfs.File{{Name: wire.BootConfigPath[1:], Mode: initramfs.TypeRegular | 0o400, Data: boot}}); err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(p.initrd, extra.Bytes(), 0o600); err != nil {
+		return nil, err
+	}
+	if out, err := exec.Command("mkfs.ext4", "-q", "-O", "^has_journal", p.scratch, "1G").CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("mkfs.ext4: %w: %s", err, out)
+	}
+	if p.calls, err = vsock.ListenContextID(unix.VMADDR_CID_ANY, wire.ControlPort, nil); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// boot returns how long it takes until the agent answers.
+func (p *peer) boot(ctx context.Context) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64",
-		"-M", "microvm,accel=kvm,acpi=off,pit=on,pic=on,rtc=off,isa-serial=on,auto-kernel-cmdline=on", "-cpu", "host", "-smp", "1", "-m", "256",
+		"-M", "microvm,accel=kvm,acpi=off,pit=on,pic=on,rtc=off,isa-serial=on,auto-kernel-cmdline=on", "-cpu", "host", "-smp", "1", "-m", strconv.Itoa(core.DefaultMemoryMiB),
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio",
-		"-kernel", assets.Kernel, "-initrd", assets.Initramfs,
-		"-append", "console=ttyS0 quiet reboot=t panic=-1 swiotlb=noforce cryptomgr.notests")
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return 0, err
-	}
-	var stderr strings.Builder
-	cmd.Stderr = &stderr
+		// The machine gives its slots to devices from the last to the first, and the guest's disks are known by their order.
+		"-drive", "if=none,id=scratch,format=raw,file="+p.scratch, "-device", "virtio-blk-device,drive=scratch",
+		"-drive", "if=none,id=root,format=raw,readonly=on,file="+p.root, "-device", "virtio-blk-device,drive=root",
+		"-device", "vhost-vsock-device,guest-cid=3", "-device", "virtio-rng-device",
+		"-kernel", p.kernel, "-initrd", p.initrd,
+		"-append", "console=ttyS0 quiet reboot=t panic=-1 swiotlb=noforce cryptomgr.notests random.trust_cpu=on")
+	var output bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &output, &output
 	start := time.Now()
 	if err := cmd.Start(); err != nil {
 		return 0, err
 	}
-	defer func() {
-		cmd.Process.Kill()
-		cmd.Wait()
-	}()
-	var seen []string
-	for lines := bufio.NewScanner(out); lines.Scan(); {
-		if strings.Contains(lines.Text(), "supermachine-init:") {
-			return time.Since(start), nil
-		}
-		seen = append(seen, lines.Text())
+	ended := make(chan struct{})
+	go func() { cmd.Wait(); close(ended) }()
+	took, err := p.answer(ctx, ended, start)
+	cmd.Process.Kill()
+	<-ended
+	if err != nil {
+		return 0, fmt.Errorf("QEMU's microvm: %w\n%s", err, output.Bytes())
 	}
-	return 0, fmt.Errorf("QEMU's microvm did not come to init: %s\n%s", stderr.String(), strings.Join(seen, "\n"))
+	return took, nil
+}
+
+func (p *peer) answer(ctx context.Context, ended <-chan struct{}, start time.Time) (time.Duration, error) {
+	called := make(chan net.Conn, 1)
+	go func() {
+		if c, err := p.calls.Accept(); err == nil {
+			called <- c
+		}
+	}()
+	select {
+	case conn := <-called:
+		client, err := agent.NewClient(conn)
+		if err != nil {
+			return 0, err
+		}
+		defer client.Close()
+		err = client.Ping(ctx)
+		return time.Since(start), err
+	case <-ended:
+		return 0, errors.New("it has ended")
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
 }

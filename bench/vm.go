@@ -17,31 +17,48 @@ import (
 	"github.com/supermachine/supermachine/core"
 )
 
-func startVM(ctx context.Context, ref string) (*core.VM, error) {
+func pull(ctx context.Context, ref string) (*core.Image, error) {
 	store, err := core.OpenImages("")
 	if err != nil {
 		return nil, err
 	}
-	img, err := store.Pull(ctx, ref, core.PullOptions{})
+	return store.Pull(ctx, ref, core.PullOptions{})
+}
+
+func startVM(ctx context.Context, ref string) (*core.VM, error) {
+	img, err := pull(ctx, ref)
 	if err != nil {
 		return nil, err
 	}
 	return core.Start(ctx, img, core.Config{})
 }
 
-// bootAgent: core.Start's call until the agent answers, against QEMU's microvm bringing the same kernel and initramfs to the point where init
-// would call the host. Ours does more: it also mounts the image, makes the container and answers.
+// bootAgent: core.Start's call until the agent answers, against QEMU's microvm with the same kernel, initramfs and disks.
 func bootAgent(ctx context.Context, o options) ([]result, error) {
+	img, err := pull(ctx, o.busybox)
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp("", "bench-boot-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	qemu, err := newPeer(dir, img)
+	if err != nil {
+		return nil, err
+	}
+	defer qemu.calls.Close()
 	var ours, floor []time.Duration
 	for i := range o.boots + 1 {
 		start := time.Now()
-		vm, err := startVM(ctx, o.busybox)
+		vm, err := core.Start(ctx, img, core.Config{})
 		if err != nil {
 			return nil, err
 		}
 		took := time.Since(start)
 		vm.Close()
-		theirs, err := bootQEMU(ctx)
+		theirs, err := qemu.boot(ctx)
 		if err != nil {
 			return nil, err
 		}
