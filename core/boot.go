@@ -15,6 +15,7 @@ import (
 	"github.com/supermachine/supermachine/core/agent/wire"
 	"github.com/supermachine/supermachine/core/machine"
 	"github.com/supermachine/supermachine/core/virtio"
+	"github.com/supermachine/supermachine/core/virtio/balloon"
 	"github.com/supermachine/supermachine/core/virtio/block"
 	"github.com/supermachine/supermachine/core/virtio/console"
 	"github.com/supermachine/supermachine/core/virtio/rng"
@@ -24,6 +25,9 @@ import (
 
 // guestCID is every guest's vsock address. Guests are not connected to one another, so all may have the same.
 const guestCID = 3
+
+// bootShare is the part of its memory that a guest is expected to touch while it boots: one in so many.
+const bootShare = 4
 
 // BootError is the cause of an ErrBoot: what happened, and the last that the guest wrote to its console.
 type BootError struct {
@@ -46,12 +50,17 @@ func Start(ctx context.Context, img *Image, cfg Config) (*VM, error) {
 	if vm.cfg, err = cfg.withDefaults(vm.id); err != nil {
 		return nil, err
 	}
+	if vm.room, _, err = admit(ctx, int64(vm.cfg.MemoryMiB)<<20/bootShare); err != nil {
+		return nil, wrap("start VM from", img.Ref, err)
+	}
 	if err := vm.boot(ctx); err != nil {
 		if vm.machine != nil {
 			vm.Close()
 		}
+		vm.room.Release()
 		return nil, wrap("start VM from", img.Ref, err)
 	}
+	vm.room.Settle()
 	return vm, nil
 }
 
@@ -73,8 +82,15 @@ func (vm *VM) boot(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	devices, err := vm.devices()
+	empty, err := emptyDisk(vm.cfg.StateDir, vm.cfg.ScratchMiB)
 	if err != nil {
+		return err
+	}
+	devices, err := vm.devices(empty)
+	if err != nil {
+		return err
+	}
+	if vm.calls, err = vm.vsock.Listen(agent.ControlPort); err != nil {
 		return err
 	}
 	vm.machine, err = machine.New(machine.Config{
@@ -95,15 +111,8 @@ func (vm *VM) boot(ctx context.Context) error {
 
 // connect waits for the guest's agent.
 func (vm *VM) connect(ctx context.Context) error {
-	wait, cancel := context.WithTimeout(ctx, vm.cfg.BootTimeout)
+	wait, cancel := vm.whileRunning(ctx)
 	defer cancel()
-	go func() {
-		select {
-		case <-vm.Done():
-			cancel()
-		case <-wait.Done():
-		}
-	}()
 	conn, err := vm.accept(wait)
 	if err == nil {
 		if vm.agent, err = agent.NewClient(conn); err == nil {
@@ -126,6 +135,19 @@ func (vm *VM) connect(ctx context.Context) error {
 		return vm.bootError(fmt.Sprintf("the guest's agent did not answer within %v", vm.cfg.BootTimeout))
 	}
 	return vm.bootError(err.Error())
+}
+
+// whileRunning returns a context that ends with the VM and after the time that the agent may take.
+func (vm *VM) whileRunning(ctx context.Context) (context.Context, context.CancelFunc) {
+	wait, cancel := context.WithTimeout(ctx, vm.cfg.BootTimeout)
+	go func() {
+		select {
+		case <-vm.Done():
+			cancel()
+		case <-wait.Done():
+		}
+	}()
+	return wait, cancel
 }
 
 // accept waits for the guest's call.
@@ -164,8 +186,9 @@ func (vm *VM) initrd(assets Assets) ([][]byte, error) {
 	return [][]byte{base, extra.Bytes()}, err
 }
 
-// devices makes the VM's devices; init knows the two disks by their order.
-func (vm *VM) devices() (devices []virtio.Device, err error) {
+// devices makes the VM's devices, with an empty writable layer over below, whose reference it takes over. init knows the two disks by their
+// order; a machine that restores a state must have the same devices in the same order.
+func (vm *VM) devices(below *layer) (devices []virtio.Device, err error) {
 	defer func() {
 		if err != nil {
 			for _, d := range devices {
@@ -173,36 +196,25 @@ func (vm *VM) devices() (devices []virtio.Device, err error) {
 			}
 		}
 	}()
-	root, err := vm.rootDisk()
+	if vm.scratch, err = newScratch(vm.cfg.StateDir, below); err != nil {
+		return nil, err
+	}
+	scratch, err := newDisk(vm.scratch, "scratch")
 	if err != nil {
-		return devices, err
+		return nil, err
 	}
-	devices = append(devices, root)
-	scratch, err := vm.scratchDisk()
-	if err != nil {
-		return devices, err
-	}
-	vm.vsock = vsock.New(vsock.Config{GuestCID: guestCID})
-	if vm.calls, err = vm.vsock.Listen(agent.ControlPort); err != nil {
-		return devices, err
-	}
-	return append(devices, scratch, vm.vsock, rng.New(), console.New(console.Config{Log: vm.console})), nil
-}
-
-func (vm *VM) rootDisk() (*block.Device, error) {
 	raw, err := block.OpenRaw(vm.image.RootFS, true)
 	if err != nil {
-		return nil, err
+		return []virtio.Device{scratch}, err
 	}
-	return newDisk(raw, "root")
-}
-
-func (vm *VM) scratchDisk() (*block.Device, error) {
-	backend, err := newScratch(vm.cfg.StateDir, vm.cfg.ScratchMiB)
+	root, err := newDisk(raw, "root")
 	if err != nil {
-		return nil, err
+		return []virtio.Device{scratch}, err
 	}
-	return newDisk(backend, "scratch")
+	devices = []virtio.Device{root, scratch}
+	vm.vsock = vsock.New(vsock.Config{GuestCID: guestCID})
+	vm.balloon = balloon.New(balloon.Config{})
+	return append(devices, vm.vsock, rng.New(), console.New(console.Config{Log: vm.console}), vm.balloon), nil
 }
 
 // newDisk takes over the backend.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"time"
 
 	"github.com/supermachine/supermachine/core/machine"
@@ -57,10 +58,7 @@ func (c Config) withDefaults(id string) (Config, error) {
 		{"scratch disk", c.ScratchMiB, 16, 1 << 20, " MiB"},
 	} {
 		if r.value < r.lo || r.value > r.hi {
-			return c, &Error{
-				Code: ErrInvalidArgument, Op: "check configuration", Object: r.name,
-				Err: fmt.Errorf("%d%s is out of range, %d to %d%s are possible", r.value, r.unit, r.lo, r.hi, r.unit),
-			}
+			return c, rangeError("check configuration", r.name, r.value, r.lo, r.hi, r.unit)
 		}
 	}
 	switch {
@@ -79,6 +77,15 @@ func (c Config) withDefaults(id string) (Config, error) {
 func (c Config) Check() error {
 	_, err := c.withDefaults("check")
 	return err
+}
+
+// rangeError is the ErrInvalidArgument of a number that is out of range.
+func rangeError[T int | int64](op, object string, value, lo, hi T, unit ...string) error {
+	u := strings.Join(unit, "")
+	return &Error{
+		Code: ErrInvalidArgument, Op: op, Object: object,
+		Err: fmt.Errorf("%d%s is out of range, %d to %d%s are possible", value, u, lo, hi, u),
+	}
 }
 
 func setDefault[T comparable](field *T, value T) {

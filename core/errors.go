@@ -3,15 +3,20 @@ package core
 import (
 	"context"
 	"errors"
+	"os"
 	"strings"
 	"syscall"
 
+	"github.com/supermachine/supermachine/core/admission"
 	"github.com/supermachine/supermachine/core/agent"
 	"github.com/supermachine/supermachine/core/agent/wire"
 	"github.com/supermachine/supermachine/core/hypervisor"
 	"github.com/supermachine/supermachine/core/instances"
 	"github.com/supermachine/supermachine/core/machine"
 	"github.com/supermachine/supermachine/core/oci"
+	"github.com/supermachine/supermachine/core/pool"
+	"github.com/supermachine/supermachine/snapshot"
+	"github.com/supermachine/supermachine/snapshot/memory"
 )
 
 // Code is the kind of an error: the same names and numbers in every language. A Code is itself an error, so
@@ -43,6 +48,12 @@ const (
 	ErrAgent                            // the agent in the guest broke the protocol
 	ErrPermission                       // the guest's kernel refuses the operation
 	ErrIO                               // the host's operating system refused an operation
+	ErrNotReady                         // the workload did not become ready
+	ErrIncompatible                     // a snapshot of another version, architecture or CPU
+	ErrInUse                            // something else needs the object
+	ErrNoMemory                         // the host has no memory left for the VM
+	ErrExhausted                        // the pool has no VM to give
+	ErrClosed                           // the pool or the snapshot is closed
 )
 
 var codeNames = map[Code]string{
@@ -52,6 +63,8 @@ var codeNames = map[Code]string{
 	ErrPlatform: "platform", ErrLimit: "limit", ErrDiskFull: "disk_full", ErrBoot: "boot", ErrVMEnded: "vm_ended",
 	ErrCommandNotFound: "command_not_found", ErrNotExecutable: "not_executable", ErrNotFound: "not_found",
 	ErrRefused: "refused", ErrAgent: "agent", ErrPermission: "permission", ErrIO: "io",
+	ErrNotReady: "not_ready", ErrIncompatible: "incompatible", ErrInUse: "in_use", ErrNoMemory: "no_memory",
+	ErrExhausted: "exhausted", ErrClosed: "closed",
 }
 
 // Error returns the code's name, such as "image_not_found".
@@ -148,6 +161,19 @@ var codeTable = []struct {
 	{instances.ErrAmbiguous, ErrInvalidArgument},
 	{instances.ErrNameTaken, ErrInvalidArgument},
 	{syscall.ENOSPC, ErrDiskFull},
+	{snapshot.ErrNotFound, ErrNotFound},
+	{snapshot.ErrCorrupt, ErrCorrupt},
+	{snapshot.ErrVersion, ErrIncompatible},
+	{snapshot.ErrArch, ErrIncompatible},
+	{snapshot.ErrInUse, ErrInUse},
+	{snapshot.ErrInvalid, ErrInvalidArgument},
+	{hypervisor.ErrIncompatible, ErrIncompatible},
+	{memory.ErrInvalid, ErrCorrupt},
+	{admission.ErrNoMemory, ErrNoMemory},
+	{pool.ErrExhausted, ErrExhausted},
+	{pool.ErrClosed, ErrClosed},
+	{pool.ErrConfig, ErrInvalidArgument},
+	{os.ErrClosed, ErrClosed},
 }
 
 // guestKinds maps what the agent reports to codes.

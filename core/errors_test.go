@@ -12,10 +12,13 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/supermachine/supermachine/core"
+	"github.com/supermachine/supermachine/core/admission"
 	"github.com/supermachine/supermachine/core/agent"
 	"github.com/supermachine/supermachine/core/agent/wire"
 	"github.com/supermachine/supermachine/core/hypervisor"
 	"github.com/supermachine/supermachine/core/oci"
+	"github.com/supermachine/supermachine/core/pool"
+	"github.com/supermachine/supermachine/snapshot"
 )
 
 func TestErrorsOfEveryLayerHaveACode(t *testing.T) {
@@ -30,6 +33,15 @@ func TestErrorsOfEveryLayerHaveACode(t *testing.T) {
 		agent.ErrOutputTooLarge:                         core.ErrLimit,
 		wire.ErrProtocol:                                core.ErrAgent,
 		syscall.ENOSPC:                                  core.ErrDiskFull,
+		snapshot.ErrNotFound:                            core.ErrNotFound,
+		snapshot.ErrCorrupt:                             core.ErrCorrupt,
+		snapshot.ErrVersion:                             core.ErrIncompatible,
+		snapshot.ErrArch:                                core.ErrIncompatible,
+		snapshot.ErrInUse:                               core.ErrInUse,
+		&hypervisor.IncompatibleError{}:                 core.ErrIncompatible,
+		&admission.NoMemoryError{}:                      core.ErrNoMemory,
+		&pool.ExhaustedError{}:                          core.ErrExhausted,
+		pool.ErrClosed:                                  core.ErrClosed,
 		syscall.EACCES:                                  core.ErrIO,
 		io.ErrUnexpectedEOF:                             core.ErrInternal,
 		&core.Error{Code: core.ErrVMEnded}:              core.ErrVMEnded,
@@ -43,12 +55,12 @@ func TestErrorsOfEveryLayerHaveACode(t *testing.T) {
 
 func TestEveryCodeHasAName(t *testing.T) {
 	seen := map[string]bool{}
-	for c := core.ErrInternal; c <= core.ErrIO; c++ {
+	for c := core.ErrInternal; c <= core.ErrClosed; c++ {
 		require.NotEmpty(t, c.Error(), int(c))
 		require.False(t, seen[c.Error()], c.Error())
 		seen[c.Error()] = true
 	}
-	require.Empty(t, (core.ErrIO + 1).Error(), "a new code goes here")
+	require.Empty(t, (core.ErrClosed + 1).Error(), "a new code goes here")
 }
 
 func TestErrorsNameOperationAndObject(t *testing.T) {

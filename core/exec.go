@@ -30,7 +30,15 @@ func (vm *VM) Exec(ctx context.Context, req Exec) (*Process, error) {
 	if err != nil {
 		return nil, vm.wrapEnded("exec "+programName(req)+" in VM", err)
 	}
+	vm.noteAnswer()
 	return &Process{p, vm}, nil
+}
+
+// noteAnswer has the first VM of a snapshot show its working set, off the caller's path.
+func (vm *VM) noteAnswer() {
+	if vm.firstAnswer != nil {
+		vm.answered.Do(func() { go vm.firstAnswer() })
+	}
 }
 
 // Wait blocks until the program has ended and all its output is written. The error says that it could not be followed to its end, or that
@@ -43,6 +51,7 @@ func (p *Process) Wait() (ExitStatus, error) {
 // Run runs a program to its end and collects its output, up to 64 MiB of each stream. Stdout and Stderr of req must be nil.
 func (vm *VM) Run(ctx context.Context, req Exec) (Output, error) {
 	out, err := vm.agent.Run(ctx, req)
+	vm.noteAnswer()
 	return out, vm.wrapEnded("run "+programName(req)+" in VM", err)
 }
 

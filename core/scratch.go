@@ -15,45 +15,17 @@ import (
 	"github.com/supermachine/supermachine/core/virtio/block"
 )
 
-// scratch is a VM's writable layer: an overlay together with the template below it.
-type scratch struct {
-	*block.Overlay
-	base *block.Raw
-}
-
-// Close releases both files.
-func (s scratch) Close() error { return errors.Join(s.Overlay.Close(), s.base.Close()) }
-
-// newScratch returns an empty writable layer of mib MiB.
-func newScratch(stateDir string, mib int) (block.Backend, error) {
+// emptyDisk returns an empty file system of mib MiB, for scratch disks to begin with.
+func emptyDisk(stateDir string, mib int) (*layer, error) {
 	template, err := scratchTemplate(filepath.Join(stateDir, "scratch"), mib)
 	if err != nil {
 		return nil, err
 	}
-	base, err := block.OpenRaw(template, true)
+	raw, err := block.OpenRaw(template, true)
 	if err != nil {
 		return nil, err
 	}
-	file, err := scratchFile(stateDir)
-	if err != nil {
-		base.Close()
-		return nil, err
-	}
-	overlay, err := block.NewOverlay(base, base.Size(), file)
-	if err != nil {
-		base.Close()
-		return nil, err
-	}
-	return scratch{overlay, base}, nil
-}
-
-// scratchFile returns an empty file for what one VM writes. It has no name, so it is gone with the VM however that ends.
-func scratchFile(stateDir string) (*os.File, error) {
-	dir := filepath.Join(stateDir, "tmp")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, err
-	}
-	return block.TempFile(dir)
+	return newLayer(raw, nil), nil
 }
 
 // scratchTemplate returns the path of an empty ext4 file system of mib MiB. It is made once for each size; every VM's writable layer is

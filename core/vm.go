@@ -9,10 +9,14 @@ import (
 	"sync"
 	"time"
 
+	"github.com/supermachine/supermachine/core/admission"
 	"github.com/supermachine/supermachine/core/agent"
 	"github.com/supermachine/supermachine/core/machine"
+	"github.com/supermachine/supermachine/core/trace"
+	"github.com/supermachine/supermachine/core/virtio/balloon"
 	"github.com/supermachine/supermachine/core/virtio/console"
 	"github.com/supermachine/supermachine/core/virtio/vsock"
+	"github.com/supermachine/supermachine/snapshot/memory"
 )
 
 // EndReason is why a VM ended.
@@ -55,9 +59,23 @@ type VM struct {
 	calls   net.Listener // where the guest's agent calls at boot
 	console *console.Ring
 	agent   *agent.Client
+	balloon *balloon.Device
+	scratch *scratch
 	started time.Time
 
+	restoreID   string
+	memory      *memory.Image // that the machine's memory was mapped from; nil for a VM that was booted
+	origin      *Snapshot     // that it goes back to; nil for none
+	meta        SnapshotMeta  // what a snapshot of it says, as far as it is known: the workload
+	firstAnswer func()        // called once after the first program has run; may be nil
+	answered    sync.Once
+	op          *trace.Operation
+	saving      sync.Mutex             // held while a checkpoint is made
+	room        *admission.Reservation // of host memory
+	closeOnce   sync.Once
+
 	mu       sync.Mutex
+	paused   bool // by Pause
 	stopping bool // the host asked for the end
 	forwards map[*Forward]struct{}
 }
@@ -81,10 +99,33 @@ func (vm *VM) Started() time.Time { return vm.started }
 func (vm *VM) ConsoleTail(n int) string { return string(vm.console.Tail(n)) }
 
 // Pause stops the guest's processors and devices; its memory stays. Connections wait. Pausing a paused VM does nothing.
-func (vm *VM) Pause() error { return vm.wrapEnded("pause VM", vm.machine.Pause()) }
+func (vm *VM) Pause() error {
+	vm.saving.Lock()
+	defer vm.saving.Unlock()
+	err := vm.machine.Pause()
+	vm.setPaused(err == nil)
+	return vm.wrapEnded("pause VM", err)
+}
 
 // Resume continues a paused VM.
-func (vm *VM) Resume() error { return vm.wrapEnded("resume VM", vm.machine.Resume()) }
+func (vm *VM) Resume() error {
+	vm.saving.Lock()
+	defer vm.saving.Unlock()
+	vm.setPaused(false)
+	return vm.wrapEnded("resume VM", vm.machine.Resume())
+}
+
+func (vm *VM) setPaused(paused bool) {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	vm.paused = paused
+}
+
+func (vm *VM) isPaused() bool {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	return vm.paused
+}
 
 // Done is closed when the VM has ended, for whatever reason.
 func (vm *VM) Done() <-chan struct{} { return vm.machine.Ended() }
@@ -172,6 +213,23 @@ func (vm *VM) noteStop() {
 // Close ends the VM by force if it still runs and waits until everything is released: memory, files, listeners. Closing twice is allowed.
 func (vm *VM) Close() error {
 	vm.Kill()
+	vm.closeForwards()
+	if vm.agent != nil {
+		vm.agent.Close()
+	}
+	<-vm.machine.Done()
+	vm.closeOnce.Do(func() {
+		if vm.memory != nil {
+			vm.memory.Close()
+		}
+		if vm.room != nil {
+			vm.room.Release()
+		}
+	})
+	return nil
+}
+
+func (vm *VM) closeForwards() {
 	vm.mu.Lock()
 	forwards := make([]*Forward, 0, len(vm.forwards))
 	for f := range vm.forwards {
@@ -181,11 +239,6 @@ func (vm *VM) Close() error {
 	for _, f := range forwards {
 		f.Close()
 	}
-	if vm.agent != nil {
-		vm.agent.Close()
-	}
-	<-vm.machine.Done()
-	return nil
 }
 
 // wrapEnded gives err its operation, and ErrVMEnded as its code if the VM is no more.

@@ -3,6 +3,7 @@ package kvm
 import (
 	"fmt"
 	"os"
+	"slices"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -161,16 +162,33 @@ func (v *VCPU) Save() (*hypervisor.VCPUState, error) {
 	}
 	var err error
 	st.MSRs, err = v.readMSRs()
+	keepDeadline(st.MSRs)
 	return st, err
+}
+
+// keepDeadline makes a timer fire at once in the restored vCPU if its deadline reads as 0: KVM clears it when the timer has expired, perhaps
+// before the interrupt has reached the LAPIC's registers. An interrupt too many does no harm, a lost one stops the guest's clock.
+func keepDeadline(msrs []hypervisor.MSR) {
+	find := func(index uint32) *hypervisor.MSR {
+		if i := slices.IndexFunc(msrs, func(m hypervisor.MSR) bool { return m.Index == index }); i >= 0 {
+			return &msrs[i]
+		}
+		return nil
+	}
+	if tsc, deadline := find(msrTSC), find(msrTSCDeadline); tsc != nil && deadline != nil && deadline.Value == 0 {
+		deadline.Value = tsc.Value
+	}
 }
 
 // Restore loads a state in the order KVM needs: CPUID before everything (it decides which registers exist), the TSC before its
 // deadline, the LAPIC before its timer's deadline MSR, events and MP state last.
 func (v *VCPU) Restore(st *hypervisor.VCPUState) error {
-	if err := v.setCPUID(st.CPUID); err != nil {
-		return err
+	if !v.known || !slices.Equal(v.cpuid, st.CPUID) {
+		if err := v.setCPUID(st.CPUID); err != nil {
+			return err
+		}
+		v.cpuid, v.known = st.CPUID, true
 	}
-	v.cpuid = st.CPUID
 	if st.TSCKHz != 0 {
 		if khz, err := ioctl(v.fd, kvmGetTSCKHz, 0, "KVM_GET_TSC_KHZ"); err == nil && uint32(khz) != st.TSCKHz {
 			if _, err := ioctl(v.fd, kvmSetTSCKHz, uintptr(st.TSCKHz), "KVM_SET_TSC_KHZ"); err != nil {

@@ -31,6 +31,7 @@ type VCPU struct {
 	id     int
 	shared []byte
 	cpuid  []hypervisor.CPUIDEntry
+	known  bool // KVM has cpuid; it must not change once the vCPU has run
 
 	tid    atomic.Int32 // the thread in Run, 0 outside
 	kicked atomic.Bool
@@ -70,6 +71,9 @@ func (v *VCPU) Kick() {
 		unix.Tgkill(os.Getpid(), int(tid), unix.SIGURG)
 	}
 }
+
+// Paused implements hypervisor.VCPU (KVM API doc §4.69, KVM_KVMCLOCK_CTRL). It fails harmlessly where the guest does not use kvm-clock.
+func (v *VCPU) Paused() { _, _ = ioctl(v.fd, kvmKVMClockCtrl, 0, "KVM_KVMCLOCK_CTRL") }
 
 // Run enters the guest (KVM API doc §4.10).
 func (v *VCPU) Run() (hypervisor.Exit, error) {

@@ -52,14 +52,19 @@ type Client struct {
 
 // NewClient starts the protocol on conn, which the client owns from now on. It does not wait for the agent.
 func NewClient(conn net.Conn) (*Client, error) {
-	c := &Client{conn: conn, opening: make(chan struct{}, 1), streams: map[uint32]*stream{}, done: make(chan struct{})}
-	c.w = wire.NewWriter(conn, func(err error) { c.fail(fmt.Errorf("%w: %w", ErrClosed, err)) })
+	c := newClient(conn)
 	if err := c.w.Send(nil, wire.TypeHello, 0, 0, wire.Hello{Version: wire.Version}); err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("%w: %w", ErrClosed, err)
 	}
-	go c.read()
+	go c.read(false)
 	return c, nil
+}
+
+func newClient(conn net.Conn) *Client {
+	c := &Client{conn: conn, opening: make(chan struct{}, 1), streams: map[uint32]*stream{}, done: make(chan struct{})}
+	c.w = wire.NewWriter(conn, func(err error) { c.fail(fmt.Errorf("%w: %w", ErrClosed, err)) })
+	return c
 }
 
 // Close ends the connection; everything under way on it fails, and what it runs in the guest is killed.
@@ -102,10 +107,9 @@ func (c *Client) fail(err error) {
 }
 
 // read dispatches what the agent sends, until the connection ends. It never waits for anything else, so that no stream holds up another.
-func (c *Client) read() {
+func (c *Client) read(greeted bool) {
 	defer close(c.done)
 	r := wire.NewReader(c.conn)
-	greeted := false
 	for {
 		f, err := r.Read()
 		if err == nil {

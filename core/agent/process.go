@@ -64,11 +64,16 @@ type Process struct {
 // Exec starts a program. It returns once the program runs, or an *Error if the guest cannot run it. When ctx is done the whole
 // process group is killed, and Wait returns ctx's error without waiting for that.
 func (c *Client) Exec(ctx context.Context, req ExecRequest) (*Process, error) {
-	p := &Process{start: time.Now()}
-	s, err := c.open(ctx, wire.Request{Exec: &wire.Exec{
+	return c.start(ctx, wire.Request{Exec: &wire.Exec{
 		Args: req.Args, Env: req.Env, Dir: req.Dir, User: req.User, TTY: req.TTY, Rows: req.Rows, Cols: req.Cols,
 		Timeout: req.Timeout, Main: req.Main, Stdin: req.Stdin != nil || req.Pipes,
-	}})
+	}}, req)
+}
+
+// start makes a request that has the streams of a program.
+func (c *Client) start(ctx context.Context, wr wire.Request, req ExecRequest) (*Process, error) {
+	p := &Process{start: time.Now()}
+	s, err := c.open(ctx, wr)
 	if err != nil {
 		return nil, err
 	}

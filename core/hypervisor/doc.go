@@ -14,6 +14,10 @@ type Hypervisor interface {
 	// NewVM creates a VM with its RAM, interrupt controllers and vCPUs, none of them running. It does not block on guests.
 	// The VM holds host resources until its Close.
 	NewVM(VMConfig) (VM, error)
+	// Compatible returns an *IncompatibleError if a vCPU that was saved with this state cannot go on here.
+	Compatible(*VCPUState) error
+	// CPUDigest returns a short text that is the same on hosts whose guests see the same CPU.
+	CPUDigest() string
 }
 
 // VMConfig says what NewVM creates.
@@ -33,7 +37,7 @@ type VM interface {
 	NewDoorbell(addr uint64, value uint32) (Doorbell, error)
 	// Save returns the state shared by all vCPUs. No vCPU may be in Run.
 	Save() (*VMState, error)
-	// Restore loads a state that Save returned, on a VM whose vCPUs have not run yet.
+	// Restore loads a state that Save returned. No vCPU may be in Run.
 	Restore(*VMState) error
 	// Close releases everything. No vCPU may be in Run.
 	Close() error
@@ -52,6 +56,8 @@ type VCPU interface {
 	Restore(*VCPUState) error
 	// BootState returns the state after reset, for the machine to set entry registers in; it holds the vCPU's CPUID.
 	BootState() (*VCPUState, error)
+	// Paused tells the guest, before the next Run, that it was stopped by the host, so that its watchdogs do not bark at the lost time.
+	Paused()
 }
 
 // ExitReason is why VCPU.Run returned.
@@ -89,6 +95,21 @@ type Doorbell interface {
 	Ring()
 	Close() error
 }
+
+// ErrIncompatible is matched (errors.Is) by every IncompatibleError.
+var ErrIncompatible = errors.New("another CPU")
+
+// IncompatibleError says why a saved vCPU cannot go on on this host.
+type IncompatibleError struct {
+	Reason string // what the host lacks or has differently
+}
+
+func (e *IncompatibleError) Error() string {
+	return "this host's CPU cannot continue the saved machine: " + e.Reason
+}
+
+// Is reports that every IncompatibleError is an ErrIncompatible.
+func (e *IncompatibleError) Is(target error) bool { return target == ErrIncompatible }
 
 // ErrUnavailable is matched (errors.Is) by every UnavailableError.
 var ErrUnavailable = errors.New("virtualization is not available")

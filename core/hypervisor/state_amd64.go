@@ -1,5 +1,7 @@
 package hypervisor
 
+import "encoding/binary"
+
 // VMState is the state that the vCPUs of one VM share (amd64): interrupt controllers, timer chip and clock.
 type VMState struct {
 	PIC     [2][]byte // the two 8259s: struct kvm_pic_state each
@@ -80,4 +82,27 @@ type SystemRegisters struct {
 	EFER                   uint64
 	APICBase               uint64
 	InterruptBitmap        [4]uint64
+}
+
+// Leaf returns a leaf of the CPUID, zero if it is not there.
+func (s *VCPUState) Leaf(function, index uint32) CPUIDEntry {
+	for _, e := range s.CPUID {
+		if e.Function == function && e.Index == index {
+			return e
+		}
+	}
+	return CPUIDEntry{}
+}
+
+// Processor says what CPU the guest was shown (CPUID leaves 0 and 1): the vendor's 12 characters, family, model and stepping.
+func (s *VCPUState) Processor() (vendor string, family, model, stepping int) {
+	e := s.Leaf(0, 0)
+	le := binary.LittleEndian
+	vendor = string(le.AppendUint32(le.AppendUint32(le.AppendUint32(nil, e.EBX), e.EDX), e.ECX))
+	v := int(s.Leaf(1, 0).EAX)
+	stepping, model, family = v&0xf, v>>4&0xf|v>>12&0xf0, v>>8&0xf
+	if family == 0xf {
+		family += v >> 20 & 0xff
+	}
+	return vendor, family, model, stepping
 }

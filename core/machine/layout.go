@@ -35,28 +35,36 @@ const (
 	maxDevices   = lastGSI - firstGSI + 1
 )
 
+// RAMRegion is one run of a machine's physical memory.
+type RAMRegion struct {
+	Addr uint64 // guest physical address
+	Size int64  // bytes
+}
+
+// RAMLayout returns where a machine of mib MiB has its memory, in ascending order.
+func RAMLayout(mib int) []RAMRegion {
+	size := int64(mib) << 20
+	if size <= lowMemoryEnd {
+		return []RAMRegion{{Size: size}}
+	}
+	return []RAMRegion{{Size: lowMemoryEnd}, {Addr: highMemoryBase, Size: size - lowMemoryEnd}}
+}
+
 // allocateMemory maps mib MiB of anonymous guest RAM. Pages appear when the guest touches them.
 func allocateMemory(mib int) (*hypervisor.Memory, error) {
-	size := uint64(mib) << 20
-	sizes := []hypervisor.Region{{Addr: 0}}
-	low := min(size, lowMemoryEnd)
-	plan := []uint64{low}
-	if size > low {
-		sizes = append(sizes, hypervisor.Region{Addr: highMemoryBase})
-		plan = append(plan, size-low)
-	}
-	for i := range sizes {
-		b, err := unix.Mmap(-1, 0, int(plan[i]), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	var regions []hypervisor.Region
+	for _, r := range RAMLayout(mib) {
+		b, err := unix.Mmap(-1, 0, int(r.Size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
 		if err != nil {
-			for _, r := range sizes[:i] {
+			for _, r := range regions {
 				unix.Munmap(r.Bytes)
 			}
 			return nil, fmt.Errorf("allocate %d MiB of guest memory: %w", mib, err)
 		}
 		unix.Madvise(b, unix.MADV_DONTDUMP) // a crash of the host program must not write guests' RAM to disk
-		sizes[i].Bytes = b
+		regions = append(regions, hypervisor.Region{Addr: r.Addr, Bytes: b})
 	}
-	return hypervisor.NewMemory(sizes...), nil
+	return hypervisor.NewMemory(regions...), nil
 }
 
 func releaseMemory(m *hypervisor.Memory) {

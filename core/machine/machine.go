@@ -71,6 +71,7 @@ type Machine struct {
 	exit    Exit
 	ended   chan struct{} // closed when the phase becomes ending
 
+	users  sync.WaitGroup // calls of WithMemory
 	bells  sync.WaitGroup
 	closed chan struct{} // closed when everything is released
 }
@@ -126,6 +127,21 @@ func New(cfg Config) (m *Machine, err error) {
 
 // Memory returns the guest's RAM, valid until Done is closed.
 func (m *Machine) Memory() *hypervisor.Memory { return m.mem }
+
+// WithMemory calls f with the guest's RAM, which stays mapped meanwhile even if the machine ends. It returns false, without calling f, if the
+// machine has ended.
+func (m *Machine) WithMemory(f func(*hypervisor.Memory)) bool {
+	m.mu.Lock()
+	if m.phase == phaseEnding {
+		m.mu.Unlock()
+		return false
+	}
+	m.users.Add(1)
+	m.mu.Unlock()
+	defer m.users.Done()
+	f(m.mem)
+	return true
+}
 
 // boardCmdline is what every kernel on this board needs: no probing for hardware that is not there, a panic that resets at once, and
 // early messages on the serial port until the virtio console takes over.
@@ -223,6 +239,7 @@ func (m *Machine) release() {
 	if m.vm != nil {
 		m.vm.Close()
 	}
+	m.users.Wait()
 	if m.mem != nil {
 		releaseMemory(m.mem)
 	}

@@ -227,3 +227,36 @@ func TestMPTableChecksums(t *testing.T) {
 		require.Equal(t, len(b)-16, int(binary.LittleEndian.Uint16(b[20:])))
 	}
 }
+
+// pausedDevice counts what the transport tells it.
+type pausedDevice struct {
+	idleDevice
+	resumed chan struct{}
+}
+
+func (d pausedDevice) Pause()  {}
+func (d pausedDevice) Resume() { d.resumed <- struct{}{} }
+
+// A restored device that is never resumed keeps its guest waiting for ever.
+func TestResumeReachesRestoredDevices(t *testing.T) {
+	m := newMachine(t, newSyncBuffer(), 1, idleDevice{})
+	require.NoError(t, m.Boot(Boot{Kernel: bytes.NewReader(kernelELF(spin))}))
+	require.NoError(t, m.Pause())
+	st, err := m.Save()
+	require.NoError(t, err)
+	st.Devices[0].Status = virtio.StatusAcknowledge | virtio.StatusDriver | virtio.StatusFeaturesOK | virtio.StatusDriverOK
+	st.Devices[0].DriverFeatures = virtio.FeatureVersion1
+
+	dev := pausedDevice{resumed: make(chan struct{}, 1)}
+	m2 := newMachine(t, newSyncBuffer(), 1, dev)
+	for range 2 {
+		if m2.phase == phaseNew {
+			require.NoError(t, m2.Restore(st))
+		} else {
+			require.NoError(t, m2.Pause())
+			require.NoError(t, m2.Rewind(st))
+		}
+		require.NoError(t, m2.Resume())
+		<-dev.resumed
+	}
+}

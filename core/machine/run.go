@@ -132,6 +132,10 @@ func (m *Machine) Resume() error {
 		return ErrEnded
 	case phaseRunning:
 		return nil
+	case phasePaused:
+		for i := range m.cfg.VCPUs {
+			m.vm.VCPU(i).Paused()
+		}
 	case phaseNew:
 		m.running = m.cfg.VCPUs
 		for i := range m.cfg.VCPUs {

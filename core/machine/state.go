@@ -52,11 +52,34 @@ func (m *Machine) Restore(st *State) error {
 	if m.phase != phaseNew {
 		return errors.New("restore machine: it has run already")
 	}
+	return m.load(st)
+}
+
+// Rewind loads a state into a paused machine that has run, in place of its own. As with Restore, its memory must hold what it held at that
+// state's Save, and the devices whatever they keep outside their states. After an error the machine can only be stopped.
+func (m *Machine) Rewind(st *State) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case m.phase == phaseEnding:
+		return ErrEnded
+	case m.phase != phasePaused || !m.quiet:
+		return errors.New("rewind machine: it is not paused")
+	}
+	for _, s := range m.slots {
+		s.transport.Reset()
+	}
+	return m.load(st)
+}
+
+// load puts a state into the VM, the vCPUs and the devices.
+func (m *Machine) load(st *State) error {
 	if len(st.VCPUs) != m.cfg.VCPUs || len(st.Devices) != len(m.slots) || st.VM == nil {
 		return fmt.Errorf("restore machine: the state has %d vCPUs and %d devices, the machine %d and %d",
 			len(st.VCPUs), len(st.Devices), m.cfg.VCPUs, len(m.slots))
 	}
 	m.serial.state = st.Serial
+	m.quiet = true // a restored transport stands still until Resume
 	if err := m.vm.Restore(st.VM); err != nil {
 		return fmt.Errorf("restore VM: %w", err)
 	}

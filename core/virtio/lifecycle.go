@@ -89,6 +89,13 @@ func (t *MMIO) reset() {
 	t.status.Store(0)
 }
 
+// Reset returns the transport and the device to their initial state, as a driver's reset would; a pause lasts on.
+func (t *MMIO) Reset() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.reset()
+}
+
 // drain waits until no Device.Notify runs. The caller changed run before, so none starts again.
 func (t *MMIO) drain() {
 	for i := range t.gates {

@@ -3,6 +3,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"io"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -18,10 +19,25 @@ type process struct {
 	*child
 	*stdio
 	finished chan struct{} // closed when its result is queued for the client
+	timer    *time.Timer   // kills it, nil without a timeout
+	timedOut atomic.Bool
+}
+
+// limit kills the process after a time, whatever the client does meanwhile; 0 is never.
+func (p *process) limit(timeout time.Duration) {
+	if timeout > 0 {
+		p.timer = time.AfterFunc(timeout, func() { p.timedOut.Store(p.kill()) })
+	}
 }
 
 func (st *stream) signal(number int) {
-	if p := st.running(); p != nil && number > 0 && number <= 64 {
+	st.mu.Lock()
+	p := st.proc
+	if p == nil {
+		p = st.followed
+	}
+	st.mu.Unlock()
+	if p != nil && number > 0 && number <= 64 {
 		p.signal(syscall.Signal(number))
 	}
 }
@@ -38,45 +54,79 @@ func (st *stream) running() *process {
 	return st.proc
 }
 
-// exec runs a program to its end.
+// exec runs a program to its end, or a detached one until it runs.
 func (st *stream) exec(req *wire.Exec) (wire.Result, error) {
 	s := st.c.s
 	p := &process{finished: st.finished}
-	if req.Main {
-		if !s.claimMain() {
-			return wire.Result{}, &wire.Error{Kind: wire.KindInvalid, Message: "the workload runs already"}
-		}
-		defer s.releaseMain()
+	if req.Detach {
+		p.finished = make(chan struct{})
+	}
+	if req.Detach && !req.Main {
+		return wire.Result{}, &wire.Error{Kind: wire.KindInvalid, Message: "only the workload can be detached"}
+	}
+	if req.Main && !s.claimMain() {
+		return wire.Result{}, &wire.Error{Kind: wire.KindInvalid, Message: "the workload runs already"}
 	}
 	if err := s.start(p, req); err != nil {
+		if req.Main {
+			s.releaseMain()
+		}
 		return wire.Result{}, err
 	}
-	defer p.close()
+	p.limit(req.Timeout)
 	if req.Main {
 		s.setMain(p)
 	}
-	var timedOut atomic.Bool
-	if req.Timeout > 0 {
-		defer time.AfterFunc(req.Timeout, func() { timedOut.Store(p.kill()) }).Stop()
+	if req.Detach {
+		s.detach(p)
+		st.reply(wire.Reply{PID: pidIn(s.pidns, p.pid)})
+		return wire.Result{}, nil
+	}
+	if req.Main {
+		defer s.releaseMain()
 	}
 	st.mu.Lock()
 	st.proc = p
-	abandoned := st.abandoned
+	kill := st.abandoned && !st.detached
 	st.mu.Unlock()
-	if abandoned {
+	if kill {
 		p.kill()
 	}
 	st.reply(wire.Reply{PID: pidIn(s.pidns, p.pid)})
-
-	var copying sync.WaitGroup
-	for _, o := range p.outputs {
-		copying.Go(func() { o.copy(st.outbox(o.channel)) })
-	}
 	if p.stdin != nil {
 		go p.feed(st.in)
 	}
+	return p.run(st.writer, st.in.Discard), nil
+}
+
+// writer returns where an output goes: to the client, or nowhere once the stream is detached.
+func (st *stream) writer(channel uint8) io.Writer { return streamWriter{st, st.outbox(channel)} }
+
+type streamWriter struct {
+	st *stream
+	to *wire.Outbox
+}
+
+func (w streamWriter) Write(p []byte) (int, error) {
+	n, err := w.to.Write(p)
+	if err != nil && w.st.isDetached() {
+		return len(p), nil
+	}
+	return n, err
+}
+
+// run copies the outputs until the process has ended, and returns its result. exited is called in between.
+func (p *process) run(writer func(channel uint8) io.Writer, exited func()) wire.Result {
+	defer p.close()
+	if p.timer != nil {
+		defer p.timer.Stop()
+	}
+	var copying sync.WaitGroup
+	for _, o := range p.outputs {
+		copying.Go(func() { o.copy(writer(o.channel)) })
+	}
 	e := p.wait()
-	st.in.Discard()
+	exited()
 	for _, o := range p.outputs {
 		o.drain()
 	}
@@ -89,11 +139,11 @@ func (st *stream) exec(req *wire.Exec) (wire.Result, error) {
 	}
 	if e.status.Signaled() {
 		result.Signal = int(e.status.Signal())
-		result.TimedOut = timedOut.Load()
+		result.TimedOut = p.timedOut.Load()
 	} else {
 		result.Code = e.status.ExitStatus()
 	}
-	return result, nil
+	return result
 }
 
 // start looks everything up and forks, on a thread in the container.
@@ -115,12 +165,12 @@ func (s *Server) start(p *process, req *wire.Exec) (err error) {
 }
 
 // fork starts the program.
-func (s *Server) fork(cmd *command, io *stdio) (*child, error) {
+func (s *Server) fork(cmd *command, std *stdio) (*child, error) {
 	pidfd := -1
 	attr := &syscall.ProcAttr{
-		Dir: cmd.dir, Env: cmd.env, Files: []uintptr{uintptr(io.ends[0]), uintptr(io.ends[1]), uintptr(io.ends[2])},
+		Dir: cmd.dir, Env: cmd.env, Files: []uintptr{uintptr(std.ends[0]), uintptr(std.ends[1]), uintptr(std.ends[2])},
 		Sys: &syscall.SysProcAttr{
-			Credential: cmd.cred, Setsid: true, Setctty: io.term != nil, PidFD: &pidfd,
+			Credential: cmd.cred, Setsid: true, Setctty: std.term != nil, PidFD: &pidfd,
 			UseCgroupFD: s.cfg.Cgroup >= 0, CgroupFD: s.cfg.Cgroup,
 		},
 	}

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -28,6 +30,12 @@ type Config struct {
 	Container
 	// PowerOff takes the guest down, after everything in the container has ended and the host was told. It does not return in a guest.
 	PowerOff func()
+	// Settle, if set, brings the guest's disks to rest before a freeze is answered; lean says to give up caches too.
+	Settle func(lean bool)
+	// Adopt, if set, gives the kernel a new identity: entropy and clock.
+	Adopt func(wire.Identity) error
+	// PublicDir is the container's directory in which the workload finds its generation; empty for none.
+	PublicDir string
 }
 
 // Server serves host connections. Requests wait until Ready is called.
@@ -37,11 +45,14 @@ type Server struct {
 	threads *nsThreads
 	pidns   int    // the container's PID namespace, -1 for the agent's own
 	init    *child // PID 1 of the container, nil without one
+	public  int    // Config.PublicDir, -1 without one
 
 	sessions sessionKiller
+	freezer  freezer
 
 	mu       sync.Mutex
 	conns    map[*conn]struct{}
+	record   *record        // of the last detached workload
 	main     *process       // the workload, once it runs
 	hasMain  bool           // it runs or is being started
 	streams  sync.WaitGroup // requests under way; none is added once stopping
@@ -51,7 +62,7 @@ type Server struct {
 
 // NewServer returns a server that accepts connections at once and keeps their requests waiting until Ready.
 func NewServer() *Server {
-	return &Server{ready: make(chan struct{}), pidns: -1, conns: map[*conn]struct{}{}}
+	return &Server{ready: make(chan struct{}), pidns: -1, public: -1, conns: map[*conn]struct{}{}}
 }
 
 // Ready gives the server what it needs to handle requests. From then on the end of the container's PID 1 takes the guest down.
@@ -71,6 +82,9 @@ func (s *Server) Ready(cfg Config) error {
 		s.init = newChild(cfg.PID, pidfd, &s.sessions)
 	}
 	s.cfg = cfg
+	if err := s.openPublic(); err != nil {
+		return err
+	}
 	if s.init != nil {
 		go s.followContainer()
 	}
@@ -104,9 +118,10 @@ type conn struct {
 	w     *wire.Writer
 	ended chan struct{}
 
-	mu      sync.Mutex
-	streams map[uint32]*stream
-	last    uint32
+	mu       sync.Mutex
+	streams  map[uint32]*stream
+	last     uint32
+	detached bool // its programs run on when it ends
 }
 
 // ServeConn serves one control connection until it ends.
@@ -119,6 +134,7 @@ func (s *Server) ServeConn(nc net.Conn) {
 	s.mu.Unlock()
 	defer func() {
 		close(c.ended)
+		s.outlast(c)
 		s.mu.Lock()
 		delete(s.conns, c)
 		s.mu.Unlock()
@@ -216,7 +232,9 @@ type stream struct {
 
 	mu        sync.Mutex
 	proc      *process
+	followed  *process // the workload, if this stream follows it
 	abandoned bool
+	detached  bool // abandoned, but what it runs runs on
 }
 
 func (c *conn) open(f wire.Frame) error {
@@ -294,9 +312,34 @@ func (c *conn) abandonAll() {
 	all := c.streams
 	c.streams = map[uint32]*stream{}
 	c.mu.Unlock()
+	detached := c.isDetached()
 	for _, st := range all {
-		st.abandon()
+		if detached {
+			st.detach()
+		} else {
+			st.abandon()
+		}
 	}
+}
+
+func (c *conn) isDetached() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.detached
+}
+
+// detach ends the request but not what it runs.
+func (st *stream) detach() {
+	st.mu.Lock()
+	st.detached = true
+	st.mu.Unlock()
+	st.abandon()
+}
+
+func (st *stream) isDetached() bool {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.detached
 }
 
 func (st *stream) outbox(channel uint8) *wire.Outbox {
@@ -312,6 +355,9 @@ func (st *stream) abandon() {
 	again := st.abandoned
 	st.abandoned = true
 	proc := st.proc
+	if st.detached {
+		proc = nil
+	}
 	st.mu.Unlock()
 	if again {
 		return
@@ -339,6 +385,12 @@ func (st *stream) handle(req wire.Request) wire.Result {
 		err = st.writeFile(req.Write)
 	case req.Shutdown != nil:
 		err = s.shutdown(req.Shutdown.Grace)
+	case req.Follow != nil:
+		result, err = st.follow()
+	case req.Freeze != nil:
+		err = s.freeze(st.c, req.Freeze)
+	case req.Thaw != nil:
+		err = s.thaw(st.c, req.Thaw)
 	case req.Info != nil:
 		st.reply(wire.Reply{Info: s.info()})
 	case req.Ping != nil:
@@ -359,11 +411,30 @@ func (s *Server) info() *wire.Info {
 	unix.Uname(&name)
 	var up unix.Timespec
 	unix.ClockGettime(unix.CLOCK_BOOTTIME, &up)
+	cpu := s.cpuTime()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return &wire.Info{
-		Kernel: unix.ByteSliceToString(name.Release[:]), Uptime: time.Duration(up.Nano()), Running: s.hasMain, Execs: s.execs,
+		Kernel: unix.ByteSliceToString(name.Release[:]), Uptime: time.Duration(up.Nano()), Running: s.hasMain, Execs: s.execs, CPU: cpu,
 	}
+}
+
+// cpuTime returns what the container's processes have used, dead ones included (cgroup v2, "cpu.stat"); 0 without a cgroup.
+func (s *Server) cpuTime() time.Duration {
+	fd, err := unix.Openat(s.cfg.Cgroup, "cpu.stat", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0
+	}
+	defer unix.Close(fd)
+	buf := make([]byte, 4096)
+	n, _ := unix.Pread(fd, buf, 0)
+	for line := range strings.Lines(string(buf[:max(n, 0)])) {
+		if value, ok := strings.CutPrefix(line, "usage_usec "); ok {
+			us, _ := strconv.ParseInt(strings.TrimSpace(value), 10, 64)
+			return time.Duration(us) * time.Microsecond
+		}
+	}
+	return 0
 }
 
 // maxMessage is how much of an error's text is sent; a path or a program's name may be as long as the host likes.

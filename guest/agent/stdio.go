@@ -169,7 +169,7 @@ const drainTime = 100 * time.Millisecond
 func (o *output) drain() { o.from.SetReadDeadline(time.Now().Add(drainTime)) }
 
 // copy hands the output to the client until it ends, drain gives it up, or the client is gone.
-func (o *output) copy(to *wire.Outbox) {
+func (o *output) copy(to io.Writer) {
 	err := wire.Copy(to, o.from)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		o.sweep(to)
@@ -178,7 +178,7 @@ func (o *output) copy(to *wire.Outbox) {
 
 // sweep takes what is in the pipe now, at most what a pipe holds, and finds out whether somebody still has the other end. Who has it may go on
 // writing, to nowhere: a server started in the background must not die of SIGPIPE at its next log line. A terminal is hung up instead.
-func (o *output) sweep(to *wire.Outbox) {
+func (o *output) sweep(to io.Writer) {
 	o.from.SetReadDeadline(time.Time{})
 	raw, err := o.from.SyscallConn()
 	if err != nil {

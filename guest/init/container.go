@@ -144,7 +144,7 @@ func enterRoot(hostname string) error {
 		return err
 	}
 	writeEtc(hostname)
-	return nil
+	return mountPublic()
 }
 
 // loopbackUp brings the interface lo up.

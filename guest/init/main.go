@@ -78,6 +78,9 @@ func boot() error {
 		Defaults:  agent.Defaults{Env: cfg.Env, Dir: cfg.Dir, User: cfg.User, StopSignal: cfg.StopSignal},
 		Container: agent.Container{PID: reaper, Cgroup: cgroup},
 		PowerOff:  powerOff,
+		Settle:    settle,
+		Adopt:     adopt,
+		PublicDir: publicDir,
 	})
 }
 

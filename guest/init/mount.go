@@ -88,6 +88,20 @@ func containerMounts(root string) []mount {
 	}
 }
 
+// publicDir is where the workload finds out that it goes on in another guest.
+const publicDir = "/run/supermachine"
+
+// mountPublic runs inside the root, so that no link of the image leads out of it.
+func mountPublic() error {
+	// An image may have anything here; a link to another directory is as good as one.
+	for _, dir := range []string{"/run", publicDir} {
+		if st, err := os.Stat(dir); err != nil || !st.IsDir() {
+			os.Remove(dir)
+		}
+	}
+	return mountAll([]mount{{"tmpfs", publicDir, "tmpfs", hardened, "mode=0755,size=64k"}})
+}
+
 // deviceNodes are what every container has in /dev (OCI runtime specification, "Default Devices").
 var deviceNodes = []struct {
 	name         string

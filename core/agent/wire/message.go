@@ -15,6 +15,9 @@ type Request struct {
 	Ping     *Empty     `msgpack:"ping,omitempty"` // answered when the container is there
 	Info     *Empty     `msgpack:"info,omitempty"` // answered by Reply.Info
 	Shutdown *Shutdown  `msgpack:"shutdown,omitempty"`
+	Follow   *Empty     `msgpack:"follow,omitempty"` // the workload's output, kept and to come; its result is the workload's
+	Freeze   *Freeze    `msgpack:"freeze,omitempty"`
+	Thaw     *Thaw      `msgpack:"thaw,omitempty"`
 }
 
 // Empty is a request without parameters.
@@ -32,6 +35,7 @@ type Exec struct {
 	Stdin   bool          `msgpack:"stdin,omitempty"`   // the client will send on ChannelIn; else stdin is empty
 	Timeout time.Duration `msgpack:"timeout,omitempty"` // kill the process group after this; 0 = never
 	Main    bool          `msgpack:"main,omitempty"`    // this is the workload: Shutdown sends it the image's stop signal
+	Detach  bool          `msgpack:"detach,omitempty"`  // of a Main: the result comes at once, the guest keeps the output for Follow
 }
 
 // ReadFile sends a regular file on ChannelOut. Reply.Size is its size.
@@ -51,6 +55,30 @@ type WriteFile struct {
 type Shutdown struct {
 	Grace time.Duration `msgpack:"grace"` // between the workload's stop signal and SIGKILL
 }
+
+// Freeze stops every process of the workload, so that the machine can be saved, until Thaw comes on the same connection or that
+// connection ends. Connections that end meanwhile count as ended only then.
+type Freeze struct {
+	Lean bool `msgpack:"lean,omitempty"` // give up caches first: the memory is to be kept for long
+}
+
+// Thaw lets the workload run again.
+type Thaw struct {
+	// Identity is set in a copy of the guest that was frozen. It takes effect before any process runs. The programs that other connections
+	// had started run on there, with nobody to write to.
+	Identity *Identity `msgpack:"identity,omitempty"`
+}
+
+// Identity tells one copy of a guest from all others.
+type Identity struct {
+	ID       string    `msgpack:"id"`       // random
+	Entropy  []byte    `msgpack:"entropy"`  // EntropySize random bytes
+	Time     time.Time `msgpack:"time"`     // the host's clock
+	Hostname string    `msgpack:"hostname"` // empty: as before
+}
+
+// EntropySize is how many random bytes an Identity has.
+const EntropySize = 64
 
 // Signal is a signal for an exec's process group, by Linux's number.
 type Signal struct {
@@ -82,6 +110,7 @@ type Info struct {
 	Uptime  time.Duration `msgpack:"uptime"`  // since the kernel started
 	Running bool          `msgpack:"running"` // the workload runs
 	Execs   int           `msgpack:"execs"`   // programs running, the workload among them
+	CPU     time.Duration `msgpack:"cpu"`     // CPU time that the workload and all other programs have used
 }
 
 // Result ends a stream.

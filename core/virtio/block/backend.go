@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+
+	"golang.org/x/sys/unix"
 )
 
 // SectorSize is the unit of capacity and of requests (virtio 1.2 §5.2.4).
@@ -99,6 +101,40 @@ func (r *Raw) WriteV(v *Vec, off, n int64) error {
 		return ErrReadOnly
 	}
 	return v.writeFile(r.file, off, n)
+}
+
+// Data returns the clusters of the file that are not holes. The last one may reach beyond the disk's end.
+func (r *Raw) Data() ([]Extent, error) {
+	var out []Extent
+	for off := int64(0); off < r.size; {
+		data, hole, err := nextData(r.file, off, r.size)
+		if err != nil || data == r.size {
+			return out, err
+		}
+		first, end := data/ClusterSize, clusterAfter(hole)
+		if n := len(out); n > 0 && first <= out[n-1].First+out[n-1].Count {
+			out[n-1].Count = end - out[n-1].First
+		} else {
+			out = append(out, Extent{First: first, Count: end - first})
+		}
+		off = hole
+	}
+	return out, nil
+}
+
+// nextData returns the first run of data at or after off; data is size if there is none.
+func nextData(f *os.File, off, size int64) (data, hole int64, err error) {
+	data, err = f.Seek(off, unix.SEEK_DATA)
+	switch {
+	case errors.Is(err, unix.ENXIO):
+		return size, size, nil
+	case err != nil: // a file system that knows no holes
+		return off, size, nil
+	}
+	if hole, err = f.Seek(data, unix.SEEK_HOLE); err != nil {
+		return 0, 0, err
+	}
+	return min(data, size), min(hole, size), nil
 }
 
 // Flush implements Backend: what was written survives a crash of the host.

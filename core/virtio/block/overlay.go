@@ -209,6 +209,31 @@ func (o *Overlay) copyBase(off, n int64) error {
 	return err
 }
 
+// Split makes what was written so far a disk of its own, which is only read from now on and is the base of this one. It costs no copying,
+// however much was written. file must be empty and becomes this overlay's; Close of the returned disk is the caller's, once nobody reads it.
+// Nobody may use the overlay meanwhile.
+func (o *Overlay) Split(file *os.File) (*Overlay, error) {
+	top, err := NewOverlay(nil, o.size, file)
+	if err != nil {
+		return nil, err
+	}
+	lower := &Overlay{base: o.base, file: o.file, size: o.size, written: o.written}
+	o.base, o.file, o.written = lower, top.file, top.written
+	return lower, nil
+}
+
+// Rebase puts the overlay over another base, which must read as the present one does. Nobody may use the overlay meanwhile.
+func (o *Overlay) Rebase(base Backend) { o.base = base }
+
+// Clear forgets everything that was written: the disk reads as its base again. Nobody may use the overlay meanwhile.
+func (o *Overlay) Clear() error {
+	if err := o.file.Truncate(0); err != nil {
+		return err
+	}
+	clear(o.written)
+	return o.file.Truncate(roundUp(o.size))
+}
+
 // Flush implements Backend; see Overlay.
 func (o *Overlay) Flush() error { return nil }
 

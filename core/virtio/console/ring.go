@@ -64,3 +64,10 @@ func (r *Ring) Total() int64 {
 	defer r.mu.Unlock()
 	return r.total
 }
+
+// Clear forgets what is kept.
+func (r *Ring) Clear() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.buf, r.next = r.buf[:0], 0
+}

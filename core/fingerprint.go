@@ -1,0 +1,103 @@
+package core
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"syscall"
+
+	"github.com/supermachine/supermachine/core/agent/wire"
+	"github.com/supermachine/supermachine/snapshot"
+)
+
+// recipe is everything that a baked snapshot depends on.
+type recipe struct {
+	Format, Protocol  int
+	Arch, CPU         string
+	Kernel, Initramfs string // digests
+	Image, RootFS     string
+	ImageConfig       any
+	Name              string
+	Command, Env      []string
+	User, Dir         string
+	MemoryMiB, VCPUs  int
+	ScratchMiB        int
+	GuestPort         uint16
+	Ready             string
+	ReadyCommand      []string
+	Warmup            [][]string
+}
+
+// fingerprint returns 64 hexadecimal digits that are the same for the same inputs and else are not.
+func (b BakeSpec) fingerprint(img *Image, command []string) (string, error) {
+	assets, err := FindAssets(b.Assets)
+	if err != nil {
+		return "", err
+	}
+	hv, err := openHypervisor()
+	if err != nil {
+		return "", err
+	}
+	r := recipe{
+		Format: snapshot.Version, Protocol: wire.Version, Arch: runtime.GOARCH, CPU: hv.CPUDigest(), Image: img.Digest, RootFS: img.RootFSKey,
+		ImageConfig: img.Config, Name: b.Name, Command: command, Env: b.Env, User: b.User, Dir: b.Dir, MemoryMiB: b.MemoryMiB, VCPUs: b.VCPUs,
+		ScratchMiB: b.ScratchMiB, GuestPort: b.GuestPort, Ready: b.Ready.String(), ReadyCommand: b.Ready.command, Warmup: b.Warmup,
+	}
+	stateDir := b.StateDir
+	if stateDir == "" {
+		if stateDir, err = HomeDir(); err != nil {
+			return "", err
+		}
+	}
+	if r.Kernel, err = fileDigest(stateDir, assets.Kernel); err != nil {
+		return "", err
+	}
+	if r.Initramfs, err = fileDigest(stateDir, assets.Initramfs); err != nil {
+		return "", err
+	}
+	j, err := json.Marshal(r)
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256(j)
+	return hex.EncodeToString(sum[:]), nil
+}
+
+// fileDigest returns the SHA-256 of a file. It is remembered in the state directory for as long as the file is the same one, since the kernel
+// is too large to be read at each start.
+func fileDigest(stateDir, path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", &Error{Code: ErrAssets, Op: "read", Object: path, Err: err}
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return "", &Error{Code: ErrAssets, Op: "read", Object: path, Err: err}
+	}
+	dir := filepath.Join(stateDir, "digests")
+	known := ""
+	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
+		known = filepath.Join(dir, fmt.Sprintf("%x-%x-%x-%x-%x", sys.Dev, sys.Ino, st.Size(), st.ModTime().UnixNano(), changeTime(sys)))
+		if b, err := os.ReadFile(known); err == nil && len(b) == 2*sha256.Size {
+			return string(b), nil
+		}
+	}
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return "", &Error{Code: ErrAssets, Op: "read", Object: path, Err: err}
+	}
+	sum := hex.EncodeToString(h.Sum(nil))
+	if known != "" && os.MkdirAll(dir, 0o700) == nil { // it only saves time
+		tmp := known + ".new-" + newID()
+		if os.WriteFile(tmp, []byte(sum), 0o600) == nil && os.Rename(tmp, known) != nil {
+			os.Remove(tmp)
+		}
+	}
+	return sum, nil
+}

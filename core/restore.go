@@ -1,0 +1,184 @@
+package core
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/supermachine/supermachine/core/agent"
+	"github.com/supermachine/supermachine/core/hypervisor"
+	"github.com/supermachine/supermachine/core/machine"
+	"github.com/supermachine/supermachine/core/trace"
+	"github.com/supermachine/supermachine/core/virtio/console"
+	"github.com/supermachine/supermachine/snapshot/memory"
+)
+
+// StartOptions say what is a restored VM's own; everything else is the snapshot's. The zero value is a VM with the defaults.
+type StartOptions struct {
+	Name     string        // the VM's name and host name, as in Config; default: its ID
+	StateDir string        // directory for scratch files; default: HomeDir
+	Timeout  time.Duration // how long the guest may take until its agent answers; default 10 s
+}
+
+const defaultStartTimeout = 10 * time.Second
+
+// start makes a VM that goes on from the checkpoint, as a guest of its own.
+func (c *checkpoint) start(ctx context.Context, o StartOptions, set *memory.WorkingSet) (*VM, error) {
+	vm, err := c.prepare(o)
+	if err != nil {
+		return nil, err
+	}
+	if err := vm.resume(ctx, c, set); err != nil {
+		vm.Close()
+		return nil, err
+	}
+	return vm, nil
+}
+
+// prepare makes a VM that has everything but its state: what can be done before it is known that somebody wants it.
+func (c *checkpoint) prepare(o StartOptions) (vm *VM, err error) {
+	vm = &VM{id: newID(), image: c.image, console: console.NewRing(0), forwards: map[*Forward]struct{}{}}
+	vm.op = trace.Begin(trace.Restore, vm.id)
+	cfg := c.cfg
+	cfg.Name, cfg.StateDir, cfg.BootTimeout = o.Name, o.StateDir, o.Timeout
+	setDefault(&cfg.BootTimeout, defaultStartTimeout)
+	if vm.cfg, err = cfg.withDefaults(vm.id); err != nil {
+		return nil, err
+	}
+	hv, err := openHypervisor()
+	if err != nil {
+		return nil, err
+	}
+	if err := c.memory.Retain(); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			c.memory.Close()
+		}
+	}()
+	vm.memory = c.memory
+	mem, err := memory.Reserve(regionSizes(cfg.MemoryMiB))
+	if err != nil {
+		return nil, err
+	}
+	if err = c.memory.Map(mem); err != nil {
+		return nil, errors.Join(err, memory.Release(mem))
+	}
+	vm.op.Step("map memory")
+	devices, err := vm.devices(c.disk.hold())
+	if err != nil {
+		return nil, errors.Join(err, memory.Release(mem))
+	}
+	vm.op.Step("make devices")
+	vm.machine, err = machine.New(machine.Config{
+		Hypervisor: hv, MemoryMiB: cfg.MemoryMiB, VCPUs: cfg.VCPUs, Devices: devices, Serial: vm.console, Memory: guestMemory(cfg.MemoryMiB, mem),
+	})
+	if err != nil {
+		return nil, err
+	}
+	vm.op.Step("make machine")
+	return vm, nil
+}
+
+// resume puts the state in and lets the guest run: first its agent alone, which gives it its identity, then the workload.
+func (vm *VM) resume(ctx context.Context, c *checkpoint, set *memory.WorkingSet) error {
+	if err := vm.machine.Restore(c.state.Machine); err != nil {
+		return err
+	}
+	vm.op.Step("restore state")
+	if set != nil {
+		vm.prefetch(*set)
+	}
+	return vm.run(ctx, c)
+}
+
+// run lets a guest go on whose state was put in.
+func (vm *VM) run(ctx context.Context, c *checkpoint) error {
+	conn, ok := vm.vsock.Restored(c.state.ControlHost, c.state.ControlGuest)
+	if !ok {
+		return &Error{Code: ErrCorrupt, Op: "find the agent's connection in the saved state"}
+	}
+	vm.agent = agent.Resume(conn)
+	if err := vm.machine.Resume(); err != nil {
+		return err
+	}
+	vm.op.Step("run guest")
+	wait, cancel := vm.whileRunning(ctx)
+	defer cancel()
+	id := agent.Identity{ID: newID() + newID(), Entropy: make([]byte, agent.EntropySize), Time: time.Now(), Hostname: vm.cfg.Name}
+	rand.Read(id.Entropy)
+	if err := vm.agent.Thaw(wait, &id); err != nil {
+		return vm.startError(ctx, err)
+	}
+	vm.restoreID = id.ID
+	vm.started = time.Now()
+	vm.op.Step("identity and thaw")
+	return nil
+}
+
+// startError explains why a restored guest's agent did not answer.
+func (vm *VM) startError(ctx context.Context, err error) error {
+	select {
+	case <-vm.Done():
+		return vm.bootError("the guest ended while it was restored: " + vm.End().String())
+	default:
+	}
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.Is(err, context.DeadlineExceeded):
+		return vm.bootError(fmt.Sprintf("the restored guest's agent did not answer within %v", vm.cfg.BootTimeout))
+	}
+	return err
+}
+
+// prefetch brings the pages that VMs of this snapshot use first into memory while the guest starts. It only saves time.
+func (vm *VM) prefetch(set memory.WorkingSet) {
+	go vm.machine.WithMemory(func(m *hypervisor.Memory) {
+		ctx, cancel := context.WithCancel(context.Background())
+		defer cancel()
+		go func() {
+			select {
+			case <-vm.Done():
+				cancel()
+			case <-ctx.Done():
+			}
+		}()
+		memory.Prefetch(ctx, regionBytes(m), set)
+	})
+}
+
+// RestoreID returns the random identifier that the guest was given when it was restored; empty for a VM that was booted. The guest finds it
+// in /run/supermachine/restore-id.
+func (vm *VM) RestoreID() string { return vm.restoreID }
+
+// rewind brings the VM back to the checkpoint that it was started from, in place and with a new identity. Nothing of what happened since is
+// left: memory, disk, connections, forwards and the console's log are as in a VM that has just been started.
+func (vm *VM) rewind(ctx context.Context, c *checkpoint) error {
+	vm.saving.Lock()
+	defer vm.saving.Unlock()
+	if vm.memory != c.memory {
+		return errors.New("the VM's memory was shared with forks")
+	}
+	vm.closeForwards()
+	if err := vm.machine.Pause(); err != nil {
+		return err
+	}
+	vm.setPaused(false)
+	old := vm.agent
+	if err := c.memory.Reset(regionBytes(vm.machine.Memory())); err != nil {
+		return err
+	}
+	if err := vm.scratch.Clear(); err != nil {
+		return err
+	}
+	if err := vm.machine.Rewind(c.state.Machine); err != nil {
+		return err
+	}
+	old.Close() // its connection went with the old state
+	vm.console.Clear()
+	return vm.run(ctx, c)
+}
