@@ -65,7 +65,7 @@ func ReadyNow() Readiness { return Readiness{kind: "none"} }
 
 // ParseReadiness reads "port[:N]", "command:PROGRAM ARG…", "settle[:DURATION]" or "none".
 func ParseReadiness(s string) (Readiness, error) {
-	kind, arg, _ := strings.Cut(s, ":")
+	kind, arg, given := strings.Cut(s, ":")
 	bad := func(err error) (Readiness, error) {
 		return Readiness{}, &Error{
 			Code: ErrInvalidArgument, Op: "read readiness", Object: strconv.Quote(s),
@@ -74,7 +74,7 @@ func ParseReadiness(s string) (Readiness, error) {
 	}
 	switch kind {
 	case "port":
-		if arg == "" {
+		if !given {
 			return ReadyPort(0), nil
 		}
 		n, err := strconv.ParseUint(arg, 10, 16)
@@ -89,7 +89,7 @@ func ParseReadiness(s string) (Readiness, error) {
 		}
 		return ReadyCommand(args...), nil
 	case "settle":
-		if arg == "" {
+		if !given {
 			return ReadySettled(0), nil
 		}
 		d, err := time.ParseDuration(arg)
@@ -98,6 +98,9 @@ func ParseReadiness(s string) (Readiness, error) {
 		}
 		return ReadySettled(d), nil
 	case "none":
+		if given {
+			return bad(errors.New("none takes nothing"))
+		}
 		return ReadyNow(), nil
 	}
 	return bad(errors.New("unknown kind"))
@@ -297,12 +300,12 @@ func (s *Snapshots) ripen(ctx context.Context, op *trace.Operation, img *Image, 
 
 // String describes the readiness as ParseReadiness reads it.
 func (r Readiness) String() string {
-	switch r.kind {
-	case "port":
+	switch {
+	case r.kind == "port" && r.port != 0:
 		return fmt.Sprintf("port:%d", r.port)
-	case "command":
+	case r.kind == "command":
 		return "command:" + strings.Join(r.command, " ")
-	case "settle":
+	case r.kind == "settle" && r.settle != 0:
 		return "settle:" + r.settle.String()
 	}
 	return r.kind

@@ -5,7 +5,10 @@ import (
 	"errors"
 	"time"
 
+	"github.com/supermachine/supermachine/core/hypervisor"
+	"github.com/supermachine/supermachine/core/machine"
 	"github.com/supermachine/supermachine/core/virtio/balloon"
+	"github.com/supermachine/supermachine/snapshot/memory"
 )
 
 // MemoryStats is what the guest says of its memory, in bytes.
@@ -38,11 +41,12 @@ const (
 	squeezeTime   = 15 * time.Second
 )
 
-// squeeze makes the guest's free memory read as zeros, so that a saved memory holds none of it: it goes through the balloon once.
+// squeeze makes the guest's free memory read as zeros, so that a saved memory holds none of it: it goes through the balloon once. What a
+// large guest does not give up in time makes its image larger, no more.
 func (vm *VM) squeeze(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, squeezeTime)
+	inflate, cancel := context.WithTimeout(ctx, squeezeTime)
 	defer cancel()
-	st, err := vm.balloon.Stats(ctx)
+	st, err := vm.balloon.Stats(inflate)
 	switch {
 	case errors.Is(err, balloon.ErrNoStats):
 		return nil // a guest without a balloon has a larger image
@@ -52,10 +56,12 @@ func (vm *VM) squeeze(ctx context.Context) error {
 	if st.Free <= squeezeMargin {
 		return nil
 	}
-	if err := vm.moveBalloon(ctx, st.Free-squeezeMargin); err != nil {
+	if err := vm.moveBalloon(inflate, st.Free-squeezeMargin); err != nil && (inflate.Err() == nil || ctx.Err() != nil) {
 		return err
 	}
-	return vm.moveBalloon(ctx, 0)
+	deflate, cancel := context.WithTimeout(ctx, 4*squeezeTime)
+	defer cancel()
+	return vm.moveBalloon(deflate, 0)
 }
 
 // moveBalloon sets the balloon's size and waits until the guest has followed, or follows no further.
@@ -80,4 +86,29 @@ func (vm *VM) moveBalloon(ctx context.Context, bytes int64) error {
 		}
 	}
 	return nil
+}
+
+// PrivateBytes returns how much of the VM's memory the host holds for this VM alone: what it has written since it was started from a snapshot,
+// or all it has touched since its boot. The rest is shared with the snapshot's other VMs.
+func (vm *VM) PrivateBytes() (n int64, err error) {
+	running := vm.machine.WithMemory(func(m *hypervisor.Memory) { n, err = memory.PrivateBytes(regionBytes(m)) })
+	if !running {
+		err = machine.ErrEnded
+	}
+	return n, vm.wrapEnded("measure the memory of VM", err)
+}
+
+// TouchedPages returns how many pages of its memory the VM has used so far, those it shares among them. Each was a page fault, unless the host
+// has mapped it ahead.
+func (vm *VM) TouchedPages() (n int64, err error) {
+	running := vm.machine.WithMemory(func(m *hypervisor.Memory) {
+		var set memory.WorkingSet
+		if set, err = memory.Touched(regionBytes(m)); err == nil {
+			n = (memory.Bytes(set.Read) + memory.Bytes(set.Written)) / memory.PageSize
+		}
+	})
+	if !running {
+		err = machine.ErrEnded
+	}
+	return n, vm.wrapEnded("measure the memory of VM", err)
 }

@@ -2,6 +2,8 @@ package core
 
 import (
 	"context"
+	"errors"
+	"os"
 	"time"
 
 	"github.com/supermachine/supermachine/core/pool"
@@ -65,3 +67,56 @@ func (p *Pool) Stats() PoolStats { return p.pool.Stats() }
 
 // Close closes the VMs that are not in use and waits for that; those in use are closed when they are released.
 func (p *Pool) Close() error { return wrap("close pool of snapshot", p.snap.info.ID, p.pool.Close()) }
+
+// The snapshot's own pool keeps one VM ready from the first Acquire on, and those that were released for half a minute.
+var ownPool = PoolConfig{Min: 1, IdleTimeout: 30 * time.Second}
+
+// Acquire takes a VM from the snapshot's own pool, which begins with the first call and is closed by Close. NewPool makes one with other limits.
+func (s *Snapshot) Acquire(ctx context.Context) (*PooledVM, error) {
+	p, err := s.pool()
+	if err != nil {
+		return nil, err
+	}
+	return p.Acquire(ctx)
+}
+
+// PoolStats returns what the snapshot's own pool has and has done; zeros before the first Acquire.
+func (s *Snapshot) PoolStats() PoolStats {
+	s.poolMu.Lock()
+	defer s.poolMu.Unlock()
+	if s.own == nil {
+		return PoolStats{}
+	}
+	return s.own.Stats()
+}
+
+func (s *Snapshot) pool() (*Pool, error) {
+	s.poolMu.Lock()
+	defer s.poolMu.Unlock()
+	switch {
+	case s.closed:
+		return nil, &Error{Code: ErrClosed, Op: "acquire a VM of snapshot", Object: s.info.ID, Err: os.ErrClosed}
+	case s.own != nil:
+		return s.own, nil
+	}
+	var err error
+	s.own, err = NewPool(s, ownPool)
+	return s.own, err
+}
+
+// Close releases the snapshot and the VMs that its own pool keeps ready. VMs in use go on, and are closed when they are released. Closing
+// twice is allowed.
+func (s *Snapshot) Close() error {
+	s.poolMu.Lock()
+	again, own := s.closed, s.own
+	s.closed = true
+	s.poolMu.Unlock()
+	if again {
+		return nil
+	}
+	var err error
+	if own != nil {
+		err = own.Close()
+	}
+	return errors.Join(err, s.checkpoint.Close())
+}

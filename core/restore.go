@@ -160,8 +160,8 @@ func (vm *VM) RestoreID() string { return vm.restoreID }
 func (vm *VM) rewind(ctx context.Context, c *checkpoint) error {
 	vm.saving.Lock()
 	defer vm.saving.Unlock()
-	if vm.memory != c.memory {
-		return errors.New("the VM's memory was shared with forks")
+	if vm.memory != c.memory || vm.scratch.below != c.disk {
+		return errors.New("the VM's memory or disk was shared with forks or snapshots")
 	}
 	vm.closeForwards()
 	if err := vm.machine.Pause(); err != nil {

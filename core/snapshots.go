@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/vmihailenco/msgpack/v5"
@@ -93,6 +94,10 @@ type Snapshot struct {
 	depth int // of the chain of bases, 1 for a whole snapshot
 	*checkpoint
 	workingSet
+
+	poolMu sync.Mutex
+	own    *Pool // of Acquire
+	closed bool
 }
 
 // Info describes the snapshot.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -25,6 +26,7 @@ type System struct {
 	hasXCRs   bool // the CPU has XSAVE and with it extended control registers
 	cpuid     []hypervisor.CPUIDEntry
 	msrs      []uint32
+	tscKHz    atomic.Uint32 // of a new vCPU; 0: not asked yet
 }
 
 // Open opens /dev/kvm once for the process and returns it. The error, if any, is a *hypervisor.UnavailableError.

@@ -102,6 +102,23 @@ func TestDoorbellRingsWithoutAnExit(t *testing.T) {
 	require.False(t, bell.Wait())
 }
 
+// A machine that is stopped before it ran has doorbells that nobody ever waited for.
+func TestEventsAreSilentAfterClose(t *testing.T) {
+	vm, _, _ := newRealModeVM(t, openAny(t), nil)
+	bell, err := vm.NewDoorbell(0x100010, 5)
+	require.NoError(t, err)
+	irq, err := vm.NewInterrupt(5)
+	require.NoError(t, err)
+	irq.Raise()
+	for range 2 {
+		require.NoError(t, bell.Close())
+		require.NoError(t, irq.Close())
+		require.False(t, bell.Wait())
+		bell.Ring()
+		irq.Raise()
+	}
+}
+
 // The counter in the guest's registers and memory goes on where it stood, in another VM.
 func TestSaveAndRestoreContinueTheGuest(t *testing.T) {
 	s := openAny(t)

@@ -107,6 +107,20 @@ func (v *VCPU) BootState() (*hypervisor.VCPUState, error) {
 	return st, nil
 }
 
+// frequency returns the vCPU's TSC frequency, 0 where KVM does not know it. Each vCPU begins with the host's, so that the first one is asked for all.
+func (v *VCPU) frequency() uint32 {
+	if v.tscKHz != 0 {
+		return v.tscKHz
+	}
+	if v.tscKHz = v.sys.tscKHz.Load(); v.tscKHz == 0 {
+		if khz, err := ioctl(v.fd, kvmGetTSCKHz, 0, "KVM_GET_TSC_KHZ"); err == nil {
+			v.tscKHz = uint32(khz)
+			v.sys.tscKHz.Store(v.tscKHz)
+		}
+	}
+	return v.tscKHz
+}
+
 func (v *VCPU) getRegisters(st *hypervisor.VCPUState) error {
 	if err := ioctlPtr(v.fd, kvmGetRegs, &st.Regs, "KVM_GET_REGS"); err != nil {
 		return err
@@ -157,9 +171,7 @@ func (v *VCPU) Save() (*hypervisor.VCPUState, error) {
 	for _, x := range xcrs.xcrs[:min(int(xcrs.n), len(xcrs.xcrs))] {
 		st.XCRs = append(st.XCRs, hypervisor.XCR{Index: x.xcr, Value: x.value})
 	}
-	if khz, err := ioctl(v.fd, kvmGetTSCKHz, 0, "KVM_GET_TSC_KHZ"); err == nil {
-		st.TSCKHz = uint32(khz)
-	}
+	st.TSCKHz = v.frequency()
 	var err error
 	st.MSRs, err = v.readMSRs()
 	keepDeadline(st.MSRs)
@@ -183,17 +195,18 @@ func keepDeadline(msrs []hypervisor.MSR) {
 // Restore loads a state in the order KVM needs: CPUID before everything (it decides which registers exist), the TSC before its
 // deadline, the LAPIC before its timer's deadline MSR, events and MP state last.
 func (v *VCPU) Restore(st *hypervisor.VCPUState) error {
-	if !v.known || !slices.Equal(v.cpuid, st.CPUID) {
+	if !slices.Equal(v.cpuid, st.CPUID) {
 		if err := v.setCPUID(st.CPUID); err != nil {
 			return err
 		}
-		v.cpuid, v.known = st.CPUID, true
+		v.cpuid = st.CPUID
 	}
 	if st.TSCKHz != 0 {
-		if khz, err := ioctl(v.fd, kvmGetTSCKHz, 0, "KVM_GET_TSC_KHZ"); err == nil && uint32(khz) != st.TSCKHz {
+		if khz := v.frequency(); khz != 0 && khz != st.TSCKHz {
 			if _, err := ioctl(v.fd, kvmSetTSCKHz, uintptr(st.TSCKHz), "KVM_SET_TSC_KHZ"); err != nil {
 				return err
 			}
+			v.tscKHz = st.TSCKHz
 		}
 	}
 	if err := ioctlPtr(v.fd, kvmSetSregs, &st.Sregs, "KVM_SET_SREGS"); err != nil {

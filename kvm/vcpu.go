@@ -30,8 +30,8 @@ type VCPU struct {
 	fd     int
 	id     int
 	shared []byte
-	cpuid  []hypervisor.CPUIDEntry
-	known  bool // KVM has cpuid; it must not change once the vCPU has run
+	tscKHz uint32                  // 0: not asked yet
+	cpuid  []hypervisor.CPUIDEntry // must not change once the vCPU has run
 
 	tid    atomic.Int32 // the thread in Run, 0 outside
 	kicked atomic.Bool
@@ -48,6 +48,11 @@ func (vm *VM) newVCPU(id, total int) (*VCPU, error) {
 	if err != nil {
 		unix.Close(fd)
 		return nil, fmt.Errorf("kvm: map the run area of vCPU %d: %w", id, err)
+	}
+	// Set now what a saved state most likely has too: where a machine is made before it is known what for, that is off the restore's path.
+	if err := v.setCPUID(v.cpuid); err != nil {
+		v.close()
+		return nil, err
 	}
 	return v, nil
 }

@@ -264,6 +264,10 @@ func FuzzClient(f *testing.F) {
 		encode(f, wire.TypeResult, 2, 0, wire.Result{Error: &wire.Error{Kind: "io", Message: "x"}}))
 	add(encode(f, wire.TypeWindow, 3, 0, wire.Window{Bytes: 5}), encode(f, wire.TypeEOF, 1, 2, []byte{}))
 	add(encode(f, wire.TypeStopping, 0, 0, wire.Stopping{Reason: wire.StopPowerOff}))
+	add(encode(f, wire.TypeReply, 5, 0, wire.Reply{}), encode(f, wire.TypeResult, 5, 0, wire.Result{}), encode(f, wire.TypeData, 6, 1, []byte("x")),
+		encode(f, wire.TypeResult, 6, 0, wire.Result{Error: &wire.Error{Kind: "invalid"}}))
+	add(encode(f, wire.TypeReply, 7, 0, wire.Reply{PID: 1}), encode(f, wire.TypeResult, 7, 0, wire.Result{}), encode(f, wire.TypeReply, 8, 0, wire.Reply{PID: 1}),
+		encode(f, wire.TypeData, 8, 2, []byte("data")), encode(f, wire.TypeResult, 8, 0, wire.Result{Signal: 9}))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		host, guest := net.Pipe()
 		c, err := NewClient(host)
@@ -280,6 +284,14 @@ func FuzzClient(f *testing.F) {
 			},
 			func() { c.WriteFile(ctx, "/x", strings.NewReader("x"), 0o600) },
 			func() { c.Info(ctx) },
+			func() { c.Freeze(ctx, true) },
+			func() { c.Thaw(ctx, &Identity{ID: "x"}) },
+			func() { c.StartWorkload(ctx, ExecRequest{Args: []string{"x"}}) },
+			func() {
+				if p, err := c.Follow(ctx, io.Discard, nil); err == nil {
+					p.Wait()
+				}
+			},
 		}
 		ended := make(chan struct{})
 		for _, call := range calls {

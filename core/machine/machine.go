@@ -62,14 +62,17 @@ type Machine struct {
 	slots  []*slot
 	serial serial
 
-	mu      sync.Mutex
-	cond    *sync.Cond // signalled when any of the fields below changes
-	phase   phase
-	running int  // vCPU goroutines that have not returned
-	parked  int  // of them, those that wait in pause
-	quiet   bool // the devices are paused
-	exit    Exit
-	ended   chan struct{} // closed when the phase becomes ending
+	mu        sync.Mutex
+	cond      *sync.Cond // signalled when any of the fields below changes
+	phase     phase
+	running   int  // vCPU goroutines that have not returned
+	parked    int  // of them, those that wait in pause
+	quiet     bool // the devices are paused
+	waking    bool // wakeDevices is about to run
+	listening bool // the doorbells are answered
+	rewound   bool // since the pause began: no time has passed for the guest
+	exit      Exit
+	ended     chan struct{} // closed when the phase becomes ending
 
 	users  sync.WaitGroup // calls of WithMemory
 	bells  sync.WaitGroup

@@ -63,7 +63,32 @@ func (m *Machine) mayRun() bool {
 		m.parked--
 		m.cond.Broadcast()
 	}
+	if m.phase == phaseRunning && (m.quiet || !m.listening) && !m.waking {
+		m.waking = true
+		go m.wakeDevices()
+	}
 	return m.phase == phaseRunning
+}
+
+// wakeDevices lets the devices go on, beside the guest's first steps and not before them: they have a dozen queues to look at. Until then they
+// ignore the guest's notifications as in any pause.
+func (m *Machine) wakeDevices() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.waking = false
+	if m.phase != phaseRunning {
+		return
+	}
+	if !m.listening {
+		m.listening = true
+		m.listen()
+	}
+	if m.quiet {
+		for _, s := range m.slots {
+			s.transport.Resume()
+		}
+		m.quiet = false
+	}
 }
 
 func (m *Machine) mmio(exit hypervisor.Exit) {
@@ -134,19 +159,16 @@ func (m *Machine) Resume() error {
 		return nil
 	case phasePaused:
 		for i := range m.cfg.VCPUs {
-			m.vm.VCPU(i).Paused()
+			if !m.rewound {
+				m.vm.VCPU(i).Paused()
+			}
 		}
+		m.rewound = false
 	case phaseNew:
 		m.running = m.cfg.VCPUs
 		for i := range m.cfg.VCPUs {
 			go m.runVCPU(m.vm.VCPU(i))
 		}
-	}
-	if m.quiet {
-		for _, s := range m.slots {
-			s.transport.Resume()
-		}
-		m.quiet = false
 	}
 	m.phase = phaseRunning
 	m.cond.Broadcast()

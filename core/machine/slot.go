@@ -24,7 +24,6 @@ func (m *Machine) newSlot(i int, dev virtio.Device) (s *slot, err error) {
 	defer func() {
 		if err != nil {
 			s.stop()
-			m.bells.Wait()
 			err = fmt.Errorf("wire device %d: %w", i, err)
 		}
 	}()
@@ -38,15 +37,21 @@ func (m *Machine) newSlot(i int, dev virtio.Device) (s *slot, err error) {
 			return nil, err
 		}
 		s.doorbells = append(s.doorbells, bell)
-		m.bells.Add(1)
-		go func() {
-			defer m.bells.Done()
-			for bell.Wait() {
-				s.transport.Notify(q)
-			}
-		}()
 	}
 	return s, nil
+}
+
+// listen answers the doorbells, on a goroutine for each. What was rung before is heard then.
+func (m *Machine) listen() {
+	for _, s := range m.slots {
+		for q, bell := range s.doorbells {
+			m.bells.Go(func() {
+				for bell.Wait() {
+					s.transport.Notify(q)
+				}
+			})
+		}
+	}
 }
 
 // stop closes the doorbells, which ends their goroutines, and the interrupt line.

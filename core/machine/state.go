@@ -69,6 +69,7 @@ func (m *Machine) Rewind(st *State) error {
 	for _, s := range m.slots {
 		s.transport.Reset()
 	}
+	m.rewound = true
 	return m.load(st)
 }
 

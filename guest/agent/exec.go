@@ -61,13 +61,13 @@ func (st *stream) exec(req *wire.Exec) (wire.Result, error) {
 	if req.Detach {
 		p.finished = make(chan struct{})
 	}
-	if req.Detach && !req.Main {
-		return wire.Result{}, &wire.Error{Kind: wire.KindInvalid, Message: "only the workload can be detached"}
+	if req.Detach && (!req.Main || req.Stdin) {
+		return wire.Result{}, &wire.Error{Kind: wire.KindInvalid, Message: "only the workload can be detached, and from an empty stdin"}
 	}
 	if req.Main && !s.claimMain() {
 		return wire.Result{}, &wire.Error{Kind: wire.KindInvalid, Message: "the workload runs already"}
 	}
-	if err := s.start(p, req); err != nil {
+	if err := s.start(p, req, st.gone); err != nil {
 		if req.Main {
 			s.releaseMain()
 		}
@@ -77,22 +77,25 @@ func (st *stream) exec(req *wire.Exec) (wire.Result, error) {
 	if req.Main {
 		s.setMain(p)
 	}
-	if req.Detach {
-		s.detach(p)
-		st.reply(wire.Reply{PID: pidIn(s.pidns, p.pid)})
-		return wire.Result{}, nil
-	}
-	if req.Main {
-		defer s.releaseMain()
-	}
+	pid := pidIn(s.pidns, p.pid) // while it is sure to be there
 	st.mu.Lock()
-	st.proc = p
+	if !req.Detach {
+		st.proc = p
+	}
 	kill := st.abandoned && !st.detached
 	st.mu.Unlock()
 	if kill {
 		p.kill()
 	}
-	st.reply(wire.Reply{PID: pidIn(s.pidns, p.pid)})
+	if req.Detach {
+		s.detach(p, pid)
+		st.reply(wire.Reply{PID: pid})
+		return wire.Result{}, nil
+	}
+	if req.Main {
+		defer s.releaseMain()
+	}
+	st.reply(wire.Reply{PID: pid})
 	if p.stdin != nil {
 		go p.feed(st.in)
 	}
@@ -109,7 +112,11 @@ type streamWriter struct {
 
 func (w streamWriter) Write(p []byte) (int, error) {
 	n, err := w.to.Write(p)
-	if err != nil && w.st.isDetached() {
+	if err == nil {
+		return n, nil
+	}
+	<-w.st.gone // in a copy of the guest the connection fails before the thaw decides what becomes of the program
+	if w.st.isDetached() {
 		return len(p), nil
 	}
 	return n, err
@@ -146,8 +153,20 @@ func (p *process) run(writer func(channel uint8) io.Writer, exited func()) wire.
 	return result
 }
 
-// start looks everything up and forks, on a thread in the container.
-func (s *Server) start(p *process, req *wire.Exec) (err error) {
+// start looks everything up and forks, on a thread in the container. During a freeze it waits, without a thread: thaw needs one.
+func (s *Server) start(p *process, req *wire.Exec, gone <-chan struct{}) error {
+	for {
+		if !s.freezer.awaitThaw(gone) {
+			return errCanceled
+		}
+		if frozen, err := s.tryStart(p, req); !frozen {
+			return err
+		}
+	}
+}
+
+// tryStart reports whether it did not fork because of a freeze.
+func (s *Server) tryStart(p *process, req *wire.Exec) (frozen bool, err error) {
 	s.threads.do(func() {
 		var cmd *command
 		if cmd, err = s.prepare(req); err != nil {
@@ -156,12 +175,16 @@ func (s *Server) start(p *process, req *wire.Exec) (err error) {
 		if p.stdio, err = newStdio(req, cmd.cred); err != nil {
 			return
 		}
-		if p.child, err = s.fork(cmd, p.stdio); err != nil {
+		if frozen = !s.freezer.beginFork(); !frozen {
+			p.child, err = s.fork(cmd, p.stdio)
+			s.freezer.endFork()
+		}
+		if frozen || err != nil {
 			p.close()
 		}
 		p.closeEnds()
 	})
-	return err
+	return frozen, err
 }
 
 // fork starts the program.

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -21,7 +22,9 @@ type freezer struct {
 	mu         sync.Mutex
 	holder     *conn
 	thawed     chan struct{} // closed when holder lets go
-	generation uint64        // how often this guest's state was continued in a copy
+	forks      int           // under way
+	forked     chan struct{} // closed when forks is 0, nil if nobody waits for that
+	generation uint64        // how often this guest's state was continued in a copy; of who holds op
 }
 
 // freezeTime is how long the workload's processes may take to stop: one that waits for a slow disk does so only after that.
@@ -37,9 +40,16 @@ func (s *Server) freeze(c *conn, req *wire.Freeze) error {
 		f.mu.Unlock()
 		return &wire.Error{Kind: wire.KindInvalid, Message: "the workload is frozen already"}
 	}
+	if c.hasEnded() { // its outlast has been or will wait for f.mu: nobody would end the freeze
+		f.mu.Unlock()
+		return errCanceled
+	}
 	f.holder, f.thawed = c, make(chan struct{})
 	f.mu.Unlock()
-	err := s.setFrozen(true)
+	err := f.awaitForks(freezeTime)
+	if err == nil {
+		err = s.setFrozen(true)
+	}
 	if err == nil && s.cfg.Settle != nil {
 		s.cfg.Settle(req.Lean)
 	}
@@ -65,6 +75,73 @@ func (s *Server) thaw(c *conn, req *wire.Thaw) error {
 	}
 	s.release()
 	return nil
+}
+
+var errCanceled = &wire.Error{Kind: wire.KindUnavailable, Message: "nobody waits for the answer any more"}
+
+// awaitThaw waits until nothing is frozen, and reports whether that was before gone was closed.
+func (f *freezer) awaitThaw(gone <-chan struct{}) bool {
+	for {
+		f.mu.Lock()
+		holder, thawed := f.holder, f.thawed
+		f.mu.Unlock()
+		select {
+		case <-gone:
+			return false
+		default:
+		}
+		if holder == nil {
+			return true
+		}
+		select {
+		case <-thawed: // gone may be closed too: by a thaw in a copy, where what was not started before is not started any more
+		case <-gone:
+		}
+	}
+}
+
+// beginFork reports whether the caller may fork into the cgroup; then endFork follows. A child that froze before its exec would stop the whole
+// agent: until then Go's runtime waits for it (vfork), so that neither a garbage collection nor, on one CPU, anything else can run.
+func (f *freezer) beginFork() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.holder != nil {
+		return false
+	}
+	f.forks++
+	return true
+}
+
+func (f *freezer) endFork() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.forks--
+	if f.forks == 0 && f.forked != nil {
+		close(f.forked)
+		f.forked = nil
+	}
+}
+
+// awaitForks waits until no fork is under way. The caller has seen to it that none begins.
+func (f *freezer) awaitForks(atMost time.Duration) error {
+	f.mu.Lock()
+	if f.forks == 0 {
+		f.mu.Unlock()
+		return nil
+	}
+	if f.forked == nil {
+		f.forked = make(chan struct{})
+	}
+	forked := f.forked
+	f.mu.Unlock()
+	timer := time.NewTimer(atMost)
+	defer timer.Stop()
+	select {
+	case <-forked:
+		return nil
+	case <-timer.C:
+		return &wire.Error{Kind: wire.KindIO, Message: fmt.Sprintf("a program that is being started did not get on within %v", atMost)}
+	}
 }
 
 func (f *freezer) heldBy(c *conn) bool {
@@ -174,7 +251,8 @@ func (s *Server) adopt(id wire.Identity) error {
 		}
 	}
 	s.freezer.generation++
-	return s.publish(id.ID)
+	s.publish(id.ID) // whatever the workload has done to the directory harms nobody else
+	return nil
 }
 
 // openPublic opens the public directory before the workload can put anything in its place, and makes its files.
@@ -201,9 +279,9 @@ func (s *Server) publish(id string) error {
 }
 
 // publishFile replaces a file of the public directory. The workload may have put anything there, so nothing in it is followed or waited for.
+// A directory in the file's place is moved away, and stays if it cannot be removed.
 func (s *Server) publishFile(name, content string) error {
-	tmp := "." + name
-	unix.Unlinkat(s.public, tmp, 0)
+	tmp := "." + name + "." + rand.Text() // a name at which nothing can lie in wait
 	fd, err := unix.Openat(s.public, tmp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, 0o644)
 	if err != nil {
 		return &os.PathError{Op: "create", Path: name, Err: err}
@@ -211,9 +289,13 @@ func (s *Server) publishFile(name, content string) error {
 	_, err = unix.Write(fd, []byte(content+"\n"))
 	unix.Close(fd)
 	if err == nil {
-		err = unix.Renameat(s.public, tmp, s.public, name)
+		if err = unix.Renameat(s.public, tmp, s.public, name); err == unix.EISDIR {
+			err = unix.Renameat2(s.public, tmp, s.public, name, unix.RENAME_EXCHANGE)
+			unix.Unlinkat(s.public, tmp, unix.AT_REMOVEDIR)
+		}
 	}
 	if err != nil {
+		unix.Unlinkat(s.public, tmp, 0)
 		return &os.PathError{Op: "write", Path: name, Err: err}
 	}
 	return nil

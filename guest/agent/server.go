@@ -134,6 +134,7 @@ func (s *Server) ServeConn(nc net.Conn) {
 	s.mu.Unlock()
 	defer func() {
 		close(c.ended)
+		nc.Close() // a freeze may last
 		s.outlast(c)
 		s.mu.Lock()
 		delete(s.conns, c)
@@ -298,6 +299,15 @@ func (s *Server) leave(exec bool) {
 	s.streams.Done()
 	if exec {
 		s.execs--
+	}
+}
+
+func (c *conn) hasEnded() bool {
+	select {
+	case <-c.ended:
+		return true
+	default:
+		return false
 	}
 }
 

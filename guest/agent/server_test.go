@@ -169,6 +169,10 @@ func FuzzServer(f *testing.F) {
 	f.Add(join(hello(f), open(f, 1, wire.Request{Ping: &wire.Empty{}}), frame(f, wire.TypeWindow, 1, wire.ChannelErr, wire.Window{Bytes: 1})))
 	f.Add(join(hello(f), open(f, 9, wire.Request{Info: &wire.Empty{}}), frame(f, wire.TypeAbandon, 9, 0, nil)))
 	f.Add(join(hello(f), frame(f, wire.TypeSignal, 1, 0, wire.Signal{Number: 9}), frame(f, wire.TypeResize, 1, 0, wire.Resize{Rows: 1})))
+	f.Add(join(hello(f), open(f, 1, wire.Request{Freeze: &wire.Freeze{Lean: true}}),
+		open(f, 2, wire.Request{Thaw: &wire.Thaw{Identity: &wire.Identity{ID: "x", Entropy: make([]byte, wire.EntropySize), Hostname: "x"}}})))
+	detached := wire.Request{Exec: &wire.Exec{Args: []string{"x"}, Main: true, Detach: true}}
+	f.Add(join(hello(f), open(f, 1, detached), open(f, 2, wire.Request{Follow: &wire.Empty{}}), frame(f, wire.TypeSignal, 2, 0, wire.Signal{Number: 9})))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		if bytes.Contains(in, []byte("shutdown")) {
 			return // it would be the end of the container

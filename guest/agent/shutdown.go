@@ -142,6 +142,9 @@ func (c *conn) announce(reason string, late <-chan struct{}) {
 func (s *Server) killAll() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.main != nil {
+		s.main.kill() // it may be detached
+	}
 	for c := range s.conns {
 		c.mu.Lock()
 		for _, st := range c.streams {

@@ -1,8 +1,9 @@
 package agent
 
 import (
-	"errors"
+	"bytes"
 	"io"
+	"sort"
 	"sync"
 
 	"github.com/supermachine/supermachine/core/agent/wire"
@@ -11,25 +12,37 @@ import (
 // logSize is how much of a detached workload's output is kept for those who ask later.
 const logSize = 256 << 10
 
+// Bounds on the overhead of a program that writes single bytes: neighbours are put together up to smallPiece, and of programs that
+// alternate between their outputs at most maxPieces are kept.
+const (
+	smallPiece = 4 << 10
+	maxPieces  = 8 << 10
+)
+
 // record is the output of a detached workload and, once it has ended, its result. What nobody has read in time is dropped.
 type record struct {
 	proc *process
+	pid  int // in the container
 
 	mu      sync.Mutex
 	pieces  []piece
-	first   uint64 // number of pieces[0], counted from the workload's start
-	size    int    // bytes in pieces
+	total   uint64 // bytes written since the workload's start
 	result  *wire.Result
 	changed chan struct{} // closed, and replaced, with each change
 }
 
-// piece is what was read from one of the outputs at a time.
+// piece is what was written to one of the outputs in one go.
 type piece struct {
+	start   uint64 // position of data in all output
 	channel uint8
-	data    []byte
+	data    []byte // only ever appended to: a follower may be sending it
 }
 
-func newRecord(p *process) *record { return &record{proc: p, changed: make(chan struct{})} }
+func (p piece) end() uint64 { return p.start + uint64(len(p.data)) }
+
+func newRecord(p *process, pid int) *record {
+	return &record{proc: p, pid: pid, changed: make(chan struct{})}
+}
 
 // writer returns the end into which one of the outputs is copied.
 func (r *record) writer(channel uint8) io.Writer { return recordWriter{r, channel} }
@@ -43,16 +56,29 @@ func (w recordWriter) Write(p []byte) (int, error) {
 	r := w.r
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.pieces = append(r.pieces, piece{w.channel, append([]byte(nil), p...)})
-	r.size += len(p)
-	for r.size > logSize && len(r.pieces) > 1 {
-		r.size -= len(r.pieces[0].data)
-		r.pieces[0] = piece{}
-		r.pieces = r.pieces[1:]
-		r.first++
+	if last := len(r.pieces) - 1; last >= 0 && r.pieces[last].channel == w.channel && len(r.pieces[last].data)+len(p) <= smallPiece {
+		r.pieces[last].data = append(r.pieces[last].data, p...)
+	} else {
+		r.pieces = append(r.pieces, piece{r.total, w.channel, bytes.Clone(p)})
 	}
+	r.total += uint64(len(p))
+	r.trim()
 	r.wake()
 	return len(p), nil
+}
+
+// trim drops what is too old.
+func (r *record) trim() {
+	for len(r.pieces) > maxPieces || r.total-r.pieces[0].start > logSize {
+		first := &r.pieces[0]
+		if excess := r.total - logSize; r.total > logSize && excess < first.end() && len(r.pieces) <= maxPieces {
+			first.data = first.data[excess-first.start:]
+			first.start = excess
+			return
+		}
+		*first = piece{}
+		r.pieces = r.pieces[1:]
+	}
 }
 
 func (r *record) wake() {
@@ -68,20 +94,25 @@ func (r *record) end(result wire.Result) {
 	r.wake()
 }
 
-// next returns the oldest piece from number n on, and its number. Without one it returns the result, or else what to wait for.
-func (r *record) next(n uint64) (p piece, number uint64, result *wire.Result, changed <-chan struct{}) {
+// next returns output from position at on, as much as is in one piece. Without any it returns the result, or else what to wait for.
+func (r *record) next(at uint64) (p piece, result *wire.Result, changed <-chan struct{}) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	n = max(n, r.first)
-	if i := n - r.first; i < uint64(len(r.pieces)) {
-		return r.pieces[i], n, nil, nil
+	i := sort.Search(len(r.pieces), func(i int) bool { return r.pieces[i].end() > at })
+	if i == len(r.pieces) {
+		return piece{}, r.result, r.changed
 	}
-	return piece{}, n, r.result, r.changed
+	p = r.pieces[i]
+	if at > p.start {
+		p.data = p.data[at-p.start:]
+		p.start = at
+	}
+	return p, nil, nil
 }
 
 // detach lets the workload run on without a stream.
-func (s *Server) detach(p *process) {
-	r := newRecord(p)
+func (s *Server) detach(p *process, pid int) {
+	r := newRecord(p, pid)
 	s.mu.Lock()
 	s.record = r
 	s.execs++ // the one of the stream that started it is counted out
@@ -111,15 +142,15 @@ func (st *stream) follow() (wire.Result, error) {
 	st.mu.Lock()
 	st.followed = r.proc
 	st.mu.Unlock()
-	st.reply(wire.Reply{PID: pidIn(s.pidns, r.proc.pid)})
-	var n uint64
+	st.reply(wire.Reply{PID: r.pid})
+	var at uint64
 	for {
-		p, number, result, changed := r.next(n)
+		p, result, changed := r.next(at)
 		switch {
 		case p.data != nil:
-			n = number + 1
+			at = p.end()
 			if _, err := st.outbox(p.channel).Write(p.data); err != nil {
-				return wire.Result{}, errors.New("nobody follows any more")
+				return wire.Result{}, errCanceled
 			}
 		case result != nil:
 			return *result, nil
@@ -127,7 +158,7 @@ func (st *stream) follow() (wire.Result, error) {
 			select {
 			case <-changed:
 			case <-st.gone:
-				return wire.Result{}, errors.New("nobody follows any more")
+				return wire.Result{}, errCanceled
 			}
 		}
 	}

@@ -239,6 +239,14 @@ func FuzzReadFrame(f *testing.F) {
 	open, err := msgpack.Marshal(Request{Exec: &Exec{Args: []string{"true"}}})
 	require.NoError(f, err)
 	f.Add(encode(f, Frame{Type: TypeOpen, Stream: 1, Body: open}, Frame{Type: TypeData, Stream: 1, Channel: 2, Body: []byte("data")}).Bytes())
+	for _, req := range []Request{
+		{Freeze: &Freeze{Lean: true}}, {Follow: &Empty{}}, {Exec: &Exec{Args: []string{"true"}, Main: true, Detach: true}},
+		{Thaw: &Thaw{Identity: &Identity{ID: "x", Entropy: make([]byte, EntropySize), Time: time.Unix(1, 2), Hostname: "h"}}},
+	} {
+		body, err := msgpack.Marshal(req)
+		require.NoError(f, err)
+		f.Add(encode(f, Frame{Type: TypeOpen, Stream: 2, Body: body}).Bytes())
+	}
 	f.Add([]byte{0, 0, 0, 7, 0x94, 4, 0, 0, 0xc4, 1, 0})
 	f.Add([]byte{0, 0, 0, 9, 0x94, 2, 1, 0, 0xc4, 3, 0xdf, 0xff, 0xff})
 	f.Fuzz(func(t *testing.T, in []byte) {
