@@ -21,26 +21,45 @@ import (
 // TestEveryCommandExplainsItself also keeps examples from showing flags that do not exist.
 func TestEveryCommandExplainsItself(t *testing.T) {
 	commands := newRoot().Commands()
-	require.Len(t, commands, 8)
+	require.Len(t, commands, 12)
 	for _, c := range commands {
-		t.Run(c.Name(), func(t *testing.T) {
+		commands = append(commands, c.Commands()...)
+	}
+	for _, c := range commands {
+		path := strings.Fields(c.CommandPath())[1:]
+		t.Run(strings.Join(path, " "), func(t *testing.T) {
 			require.NotEmpty(t, c.Short)
 			require.NotEmpty(t, c.Example)
 			for line := range strings.Lines(c.Example) {
 				line = line[strings.LastIndex(line, "supermachine ")+len("supermachine "):]
-				line = strings.NewReplacer(")", "", "'", "").Replace(line)
-				fields := strings.Fields(line)
-				found, rest, err := newRoot().Find(fields)
+				found, rest, err := newRoot().Find(words(line))
 				require.NoError(t, err)
 				require.NoError(t, found.ParseFlags(rest), line)
 				require.NoError(t, found.ValidateArgs(found.Flags().Args()), line)
 			}
-			out := cli(t, c.Name(), "--help")
+			for line := range strings.Lines(c.Long) {
+				require.LessOrEqual(t, len([]rune(line)), 91, line)
+			}
+			out := cli(t, append(path, "--help")...)
 			require.Zero(t, out.status)
 			require.Contains(t, out.stdout, "Examples:")
 			require.Empty(t, out.stderr)
 		})
 	}
+}
+
+// words splits a line as a shell does, of which examples use single quotes and the end of a substitution.
+func words(line string) (out []string) {
+	quoted := false
+	for _, w := range strings.FieldsFunc(line, func(r rune) bool {
+		if r == '\'' {
+			quoted = !quoted
+		}
+		return !quoted && (r == ' ' || r == ')' || r == '\n')
+	}) {
+		out = append(out, strings.ReplaceAll(w, "'", ""))
+	}
+	return out
 }
 
 func TestWrongUseIsExplainedBeforeAnythingIsDone(t *testing.T) {
@@ -61,6 +80,7 @@ func TestWrongUseIsExplainedBeforeAnythingIsDone(t *testing.T) {
 		{"run --memory 4000000g x", "memory"},
 		{"run --memory 4294967295t x", "memory"},
 		{"run --disk big x", "--disk"},
+		{"run --disk 0m x", "--disk"},
 		{"run -p 80:80:80:80:x x", "--publish"},
 		{"run -p 0 x", "--publish"},
 		{"run -p 65536 x", "--publish"},
@@ -70,6 +90,42 @@ func TestWrongUseIsExplainedBeforeAnythingIsDone(t *testing.T) {
 		{"run --platform amd64/linux/x/y/z x", "platform"},
 		{"run --timeout soon x", "invalid argument"},
 		{"run UPPER/case", "UPPER/case"},
+		{"run --cold --snapshot y x", "leave out --cold or --snapshot"},
+		{"run --cold=perhaps x", "invalid argument"},
+		{"run --snapshot", "flag needs an argument"},
+		{"bake", "requires at least 1 arg"},
+		{"bake --boot-only x true", "--boot-only starts no command"},
+		{"bake --boot-only --port 80 x", "--boot-only starts no command"},
+		{"bake --boot-only --ready none x", "--boot-only starts no command"},
+		{"bake --ready perhaps x", "give port, port:8080"},
+		{"bake --ready port:0 x", "1 to 65535"},
+		{"bake --port 0 x", "1 to 65535"},
+		{"bake --port 65536 x", "invalid argument"},
+		{"bake --timeout -1s x", "such as 30s"},
+		{"bake --timeout 0s x", "such as 30s"},
+		{"bake --warmup= x", "--warmup is empty"},
+		{"bake --entrypoint= x", "--entrypoint is empty"},
+		{"bake --cpus 0 x", "give 1 to 8"},
+		{"bake --memory 512 x", "give a number and a unit"},
+		{"bake --disk 1m x", "scratch disk"},
+		{"bake -it x", "unknown shorthand flag"},
+		{"bake --pull sometimes x", "missing, always or never"},
+		{"bake oci:/does/not/exist", "/does/not/exist"},
+		{"snapshots web", `unknown command "web"`},
+		{"snapshots --size", "unknown flag"},
+		{"snapshots --json=perhaps", "invalid argument"},
+		{"snapshots inspect", "accepts 1 arg"},
+		{"snapshots inspect a b", "accepts 1 arg"},
+		{"snapshots inspect nothing", "nothing"},
+		{"rm", "requires at least 1 arg"},
+		{"rm --force x", "unknown flag"},
+		{"prune x", `unknown command "x"`},
+		{"prune --older-than 0s", "such as 72h"},
+		{"prune --older-than week", "invalid argument"},
+		{"prune --max-size 10", "give a number and a unit"},
+		{"prune --max-size 1k", "use --all"},
+		{"prune --all --unreferenced", "--all removes every snapshot"},
+		{"prune --all --older-than 1h", "--all removes every snapshot"},
 		{"pull", "accepts 1 arg"},
 		{"pull a b", "accepts 1 arg"},
 		{"pull oci:/does/not/exist", "/does/not/exist"},

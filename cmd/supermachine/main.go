@@ -59,12 +59,15 @@ func newRoot() *cobra.Command {
   supermachine run -d --name web -p 8080:80 nginx
   supermachine exec -it web sh
   supermachine stop web
+  supermachine bake nginx
   supermachine doctor`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Version:       version(),
 	}
-	root.AddCommand(newRun(), newExec(), newPull(), newImages(), newPS(), newLogs(), newStop(), newDoctor())
+	root.AddCommand(
+		newRun(), newExec(), newPS(), newLogs(), newStop(), newPull(), newImages(), newBake(), newSnapshots(), newRemove(), newPrune(), newDoctor(),
+	)
 	return root
 }
 

@@ -14,9 +14,14 @@ func printJSON[T any](w io.Writer, list []T) error {
 	if list == nil {
 		list = []T{}
 	}
+	return printObject(w, list)
+}
+
+// printObject writes v as indented JSON.
+func printObject(w io.Writer, v any) error {
 	e := json.NewEncoder(w)
 	e.SetIndent("", "  ")
-	return e.Encode(list)
+	return e.Encode(v)
 }
 
 // printTable writes rows under a header, in columns.
@@ -63,7 +68,7 @@ func size(n int64) string {
 	return fmt.Sprintf("%d B", n)
 }
 
-func shortDigest(d string) string {
-	d = strings.TrimPrefix(d, "sha256:")
-	return d[:min(len(d), 12)]
-}
+func shortDigest(d string) string { return shortID(strings.TrimPrefix(d, "sha256:")) }
+
+// shortID is as much of a long ID as people need.
+func shortID(id string) string { return id[:min(len(id), 12)] }

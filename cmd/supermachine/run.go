@@ -17,15 +17,15 @@ import (
 type runFlags struct {
 	pullFlags
 	execFlags
+	sizeFlags
 	name       string
-	cpus       int
-	memory     string
-	disk       string
 	publish    []string
 	entrypoint string
 	detach     bool
 	remove     bool
 	timeout    time.Duration
+	cold       bool
+	snapshot   string
 }
 
 func newRun() *cobra.Command {
@@ -36,12 +36,19 @@ func newRun() *cobra.Command {
 		Long: `Run an image in a new VM, as docker run does in a container. The VM ends with the image's
 program and leaves nothing behind.
 
+If bake has made a snapshot of the image with the same --memory, --cpus and --disk, the VM
+goes on from it instead of booting. If just what is to be run was baked, it is running
+already: run attaches to it and shows what it has written up to then, unless -i or -t is
+given. --cold boots in any case. --snapshot takes a certain snapshot, and from it what
+the other flags leave open.
+
 The exit status is the program's; 124 if it ran into --timeout, 125 if supermachine
 failed, 126 if the program cannot be executed, 127 if there is none, 128+N after signal N.
 Interrupts go to the program; the third one ends the VM.`,
 		Example: `  supermachine run alpine echo hello
   supermachine run -it --memory 1g --cpus 2 python:3.12 python
   supermachine run -d --name web -p 8080:80 nginx
+  supermachine run --cold -it alpine
   echo 'print(6 * 7)' | supermachine run -i python:3.12 python -`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -51,34 +58,23 @@ Interrupts go to the program; the third one ends the VM.`,
 			return f.run(cmd, args[0], args[1:])
 		},
 	}
+	f.register(cmd)
+	return cmd
+}
+
+func (f *runFlags) register(cmd *cobra.Command) {
 	f.pullFlags.register(cmd, "missing")
 	f.execFlags.register(cmd)
+	f.sizeFlags.register(cmd)
 	fl := cmd.Flags()
 	fl.StringVar(&f.name, "name", "", "name of the VM and host name in it (default: a random ID)")
-	fl.IntVar(&f.cpus, "cpus", core.DefaultVCPUs, "number of virtual CPUs, 1 to 8")
-	fl.StringVarP(&f.memory, "memory", "m", fmt.Sprintf("%dm", core.DefaultMemoryMiB), "memory, with unit: 512m, 2g")
-	fl.StringVar(&f.disk, "disk", fmt.Sprintf("%dm", core.DefaultScratchMiB), "size of the writable layer, with unit; allocated as it is written")
 	fl.StringArrayVarP(&f.publish, "publish", "p", nil, "publish a port: [[ADDRESS:]HOSTPORT:]PORT; the address is 127.0.0.1 unless given")
 	fl.StringVar(&f.entrypoint, "entrypoint", "", "run this instead of the image's entrypoint")
 	fl.BoolVarP(&f.detach, "detach", "d", false, "run in the background and print the VM's ID")
 	fl.BoolVar(&f.remove, "rm", true, "remove the VM when it ends; always so, accepted for docker's sake")
 	fl.DurationVar(&f.timeout, "timeout", 0, "kill the program after this time, such as 30s (default: never)")
-	return cmd
-}
-
-// parseSize reads a number of MiB from a size with unit.
-func parseSize(flag, s string) (int, error) {
-	units := map[byte]uint64{'b': 1, 'k': 1 << 10, 'm': 1 << 20, 'g': 1 << 30, 't': 1 << 40}
-	lower := strings.TrimSuffix(strings.ToLower(s), "ib")
-	digits, unit := lower, uint64(0)
-	if n := len(lower); n > 0 && units[lower[n-1]] != 0 {
-		digits, unit = lower[:n-1], units[lower[n-1]]
-	}
-	v, err := strconv.ParseUint(digits, 10, 32)
-	if err != nil || unit == 0 {
-		return 0, fmt.Errorf("--%s %q: give a number and a unit, such as 512m or 2g", flag, s)
-	}
-	return int(v * unit >> 20), nil
+	fl.BoolVar(&f.cold, "cold", false, "boot, whatever snapshots there are")
+	fl.StringVar(&f.snapshot, "snapshot", "", "go on from this snapshot, by ID, the beginning of an ID, or name")
 }
 
 // port is a published port.
@@ -115,19 +111,13 @@ func parsePort(s string) (port, error) {
 
 // config checks the flags before anything is pulled.
 func (f *runFlags) config() (cfg core.Config, ports []port, err error) {
-	cfg = core.Config{Name: f.name, VCPUs: f.cpus}
-	if f.cpus == 0 {
-		return cfg, nil, fmt.Errorf("--cpus 0: give 1 to 8")
+	if f.cold && f.snapshot != "" {
+		return cfg, nil, fmt.Errorf("--cold takes no snapshot: leave out --cold or --snapshot")
 	}
-	if cfg.MemoryMiB, err = parseSize("memory", f.memory); err != nil {
+	if cfg, err = f.sizes(); err != nil {
 		return cfg, nil, err
 	}
-	if cfg.MemoryMiB == 0 {
-		return cfg, nil, fmt.Errorf("--memory %q is less than 1 MiB", f.memory)
-	}
-	if cfg.ScratchMiB, err = parseSize("disk", f.disk); err != nil {
-		return cfg, nil, err
-	}
+	cfg.Name = f.name
 	for _, s := range f.publish {
 		p, err := parsePort(s)
 		if err != nil {
@@ -147,33 +137,19 @@ func (f *runFlags) run(cmd *cobra.Command, ref string, args []string) error {
 	if err != nil {
 		return err
 	}
-	command := core.Command(img, args)
-	if cmd.Flags().Changed("entrypoint") {
-		command = append([]string{f.entrypoint}, args...)
-	}
-	if len(command) == 0 || command[0] == "" {
-		return fmt.Errorf("%s has no command of its own: say what to run", ref)
-	}
-	vm, err := f.start(cmd, img, cfg)
+	w := f.want(cmd, ref, img, cfg, args)
+	vm, attach, err := f.start(cmd, img, &w)
 	if err != nil {
 		return err
 	}
 	defer vm.Close()
-	entry, err := f.publishVM(vm, ref, command, ports)
+	entry, err := f.publishVM(vm, ref, w.command, ports)
 	if err != nil {
 		return err
 	}
 	defer entry.Close()
 
-	req, err := f.request(command)
-	if err != nil {
-		return err
-	}
-	if isDetached() {
-		req.Stdout, req.Stderr = entry.Log(), entry.Log()
-	}
-	req.Main, req.Timeout = true, f.timeout
-	p, err := vm.Exec(cmd.Context(), req)
+	p, err := f.program(cmd, vm, attach, entry, w.command)
 	if err != nil {
 		return err
 	}
@@ -187,11 +163,47 @@ func (f *runFlags) run(cmd *cobra.Command, ref string, args []string) error {
 	return err
 }
 
-// start boots the VM; an interrupt gives it up.
-func (f *runFlags) start(cmd *cobra.Command, img *core.Image, cfg core.Config) (*core.VM, error) {
+// start makes the VM and tells whether its program runs already; an interrupt gives it up.
+func (f *runFlags) start(cmd *cobra.Command, img *core.Image, w *want) (vm *core.VM, attach bool, err error) {
 	ctx, stop := interruptible(cmd)
 	defer stop()
-	return core.Start(ctx, img, cfg)
+	if f.snapshot != "" {
+		return w.restoreNamed(ctx, f.snapshot)
+	}
+	if err := w.checkCommand(); err != nil {
+		return nil, false, err
+	}
+	if !f.cold {
+		if vm, attach, err = w.restore(ctx, cmd.ErrOrStderr()); vm != nil || err != nil {
+			return vm, attach, err
+		}
+	}
+	vm, err = core.Start(ctx, img, w.cfg)
+	return vm, false, err
+}
+
+// program starts what the VM is for, or attaches to it.
+func (f *runFlags) program(cmd *cobra.Command, vm *core.VM, attach bool, entry *instances.Instance, command []string) (program, error) {
+	req, err := f.request(command)
+	if err != nil {
+		return nil, err
+	}
+	if isDetached() {
+		req.Stdout, req.Stderr = entry.Log(), entry.Log()
+	}
+	if attach {
+		p, err := vm.Follow(cmd.Context(), req.Stdout, req.Stderr)
+		if err != nil {
+			return nil, err
+		}
+		return limit(p, f.timeout), nil
+	}
+	req.Main, req.Timeout = true, f.timeout
+	p, err := vm.Exec(cmd.Context(), req)
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
 }
 
 // explainEnd turns the end of the VM under a program into an exit status, and into an error if it was not asked for.

@@ -5,7 +5,9 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -13,21 +15,31 @@ import (
 	"github.com/supermachine/supermachine/core/agent"
 )
 
-// execFlags are the flags of every command that runs a program.
-type execFlags struct {
-	env         []string
-	workdir     string
-	user        string
-	interactive bool
-	tty         bool
+// programFlags are the flags of every command that starts a program.
+type programFlags struct {
+	env     []string
+	workdir string
+	user    string
 }
 
-func (f *execFlags) register(cmd *cobra.Command) {
+func (f *programFlags) register(cmd *cobra.Command) {
 	fl := cmd.Flags()
 	fl.SetInterspersed(false) // what follows the first argument belongs to the program
 	fl.StringArrayVarP(&f.env, "env", "e", nil, "set an environment variable: NAME=VALUE, or NAME to pass on yours")
 	fl.StringVarP(&f.workdir, "workdir", "w", "", "working directory")
 	fl.StringVarP(&f.user, "user", "u", "", "user: NAME|UID[:GROUP|GID]")
+}
+
+// execFlags are the flags of every command that runs a program here, with its streams.
+type execFlags struct {
+	programFlags
+	interactive bool
+	tty         bool
+}
+
+func (f *execFlags) register(cmd *cobra.Command) {
+	f.programFlags.register(cmd)
+	fl := cmd.Flags()
 	fl.BoolVarP(&f.interactive, "interactive", "i", false, "pass on standard input")
 	fl.BoolVarP(&f.tty, "tty", "t", false, "give the program a terminal")
 }
@@ -52,7 +64,7 @@ func (f *execFlags) request(args []string) (agent.ExecRequest, error) {
 	return req, nil
 }
 
-func (f *execFlags) environment() []string {
+func (f *programFlags) environment() []string {
 	var env []string
 	for _, e := range f.env {
 		if strings.Contains(e, "=") {
@@ -69,6 +81,34 @@ type program interface {
 	Wait() (agent.ExitStatus, error)
 	Signal(syscall.Signal) error
 	Resize(rows, cols uint16) error
+}
+
+// limited is a program that this side ends, as the guest does it only for programs that it was given the time with.
+type limited struct {
+	program
+	expired atomic.Bool
+}
+
+// limit ends the program after some time, never if that is 0.
+func limit(p interface {
+	program
+	Kill() error
+}, after time.Duration) program {
+	if after <= 0 {
+		return p
+	}
+	l := &limited{program: p}
+	time.AfterFunc(after, func() {
+		l.expired.Store(true)
+		p.Kill() // does nothing after the program's end
+	})
+	return l
+}
+
+func (l *limited) Wait() (agent.ExitStatus, error) {
+	st, err := l.program.Wait()
+	st.TimedOut = st.Signal == syscall.SIGKILL && l.expired.Load()
+	return st, err
 }
 
 // impatience is how many interrupts in a row end a program that does not react to them.
