@@ -30,20 +30,29 @@ type options struct {
 	busybox, debian string // image references
 	guest           string // the guest's half, a static program
 	boots, execs    int
+	restores        int
+	forks, dense    int
 	bytes           int64
 }
 
 func main() {
 	var o options
-	var out, add, only string
+	var out, only string
+	var add []string
 	flag.StringVar(&out, "out", "build/bench.json", "`file` to write")
-	flag.StringVar(&add, "add", "", "`file` with results measured elsewhere, to include")
+	flag.Func("add", "`file` with results measured elsewhere, to include; may be given more than once", func(name string) error {
+		add = append(add, name)
+		return nil
+	})
 	flag.StringVar(&only, "only", "", "measure only what has this in its name")
 	flag.StringVar(&o.busybox, "busybox", "", "image for boot")
 	flag.StringVar(&o.debian, "debian", "", "image for exec and streams")
 	flag.StringVar(&o.guest, "guest", "build/bench/guest", "the guest's half")
 	flag.IntVar(&o.boots, "boots", 7, "number of boots")
 	flag.IntVar(&o.execs, "execs", 100, "number of execs")
+	flag.IntVar(&o.restores, "restores", 30, "number of restores")
+	flag.IntVar(&o.forks, "forks", 100, "number of children of a fork")
+	flag.IntVar(&o.dense, "dense", 200, "number of VMs at once")
 	flag.Int64Var(&o.bytes, "bytes", 64<<20, "bytes of a transfer")
 	flag.Parse()
 	if err := run(context.Background(), o, out, add, only); err != nil {
@@ -52,21 +61,24 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, o options, out, add, only string) error {
+func run(ctx context.Context, o options, out string, add []string, only string) error {
 	var results []result
-	if add != "" {
-		b, err := os.ReadFile(add)
+	for _, name := range add {
+		b, err := os.ReadFile(name)
 		if err != nil {
 			return err
 		}
-		if err := json.Unmarshal(b, &results); err != nil {
-			return fmt.Errorf("%s: %w", add, err)
+		var more []result
+		if err := json.Unmarshal(b, &more); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
 		}
+		results = append(results, more...)
 	}
 	for _, b := range []struct {
 		name string
 		run  func(context.Context, options) ([]result, error)
-	}{{"boot.agent", bootAgent}, {"exec.true", execTrue}, {"vsock.h2g vsock.g2h", vsockStreams}} {
+	}{{"boot.agent", bootAgent}, {"exec.true", execTrue}, {"vsock.h2g vsock.g2h", vsockStreams},
+		{"start.first_exec", firstExec}, {"fork.private_bytes", forkPrivate}, {"density.200", density}} {
 		if !strings.Contains(b.name, only) {
 			continue
 		}
