@@ -126,6 +126,9 @@ func (b BakeSpec) complete(img *Image) (BakeSpec, []string, error) {
 	if b.Timeout < 0 {
 		return bad("timeout", fmt.Errorf("%v is negative", b.Timeout))
 	}
+	if err := snapshot.CheckName(b.Name); err != nil {
+		return bad("name", err)
+	}
 	for _, kv := range b.Env {
 		if i := strings.IndexByte(kv, '='); i <= 0 || strings.IndexByte(kv, 0) >= 0 {
 			return bad("environment", fmt.Errorf("%q is not NAME=value", kv))

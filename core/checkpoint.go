@@ -101,7 +101,10 @@ func (vm *VM) checkpoint(ctx context.Context, c capture) (cp *checkpoint, err er
 		return nil, err
 	}
 	op.Step("pause machine")
-	cp, err = vm.copyState(op, f, c)
+	// The VM may be ended at any moment, by others or by itself; what is copied has to stay.
+	if !vm.machine.WithMemory(func(*hypervisor.Memory) { cp, err = vm.copyState(op, f, c) }) {
+		err = machine.ErrEnded
+	}
 	if c.end && err == nil {
 		return cp, nil
 	}

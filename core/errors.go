@@ -166,6 +166,7 @@ var codeTable = []struct {
 	{snapshot.ErrVersion, ErrIncompatible},
 	{snapshot.ErrArch, ErrIncompatible},
 	{snapshot.ErrInUse, ErrInUse},
+	{snapshot.ErrExists, ErrInvalidArgument},
 	{snapshot.ErrInvalid, ErrInvalidArgument},
 	{hypervisor.ErrIncompatible, ErrIncompatible},
 	{memory.ErrInvalid, ErrCorrupt},

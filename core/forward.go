@@ -15,6 +15,7 @@ func (vm *VM) Connect(ctx context.Context, port uint16) (net.Conn, error) {
 	conn, err := vm.vsock.Dial(ctx, agent.ProxyPort)
 	if err == nil {
 		if err = agent.DialPort(ctx, conn, port); err == nil {
+			vm.noteAnswer()
 			return conn, nil
 		}
 		conn.Close()

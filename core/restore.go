@@ -169,13 +169,16 @@ func (vm *VM) rewind(ctx context.Context, c *checkpoint) error {
 	}
 	vm.setPaused(false)
 	old := vm.agent
-	if err := c.memory.Reset(regionBytes(vm.machine.Memory())); err != nil {
-		return err
-	}
-	if err := vm.scratch.Clear(); err != nil {
-		return err
-	}
-	if err := vm.machine.Rewind(c.state.Machine); err != nil {
+	err := machine.ErrEnded
+	vm.machine.WithMemory(func(m *hypervisor.Memory) {
+		if err = c.memory.Reset(regionBytes(m)); err != nil {
+			return
+		}
+		if err = vm.scratch.Clear(); err == nil {
+			err = vm.machine.Rewind(c.state.Machine)
+		}
+	})
+	if err != nil {
 		return err
 	}
 	old.Close() // its connection went with the old state

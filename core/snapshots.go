@@ -247,9 +247,12 @@ func snapshotInfo(i snapshot.Info) SnapshotInfo {
 	info := SnapshotInfo{
 		ID: i.ID, Name: i.Name, Fingerprint: i.Fingerprint, Base: i.Base, Created: i.Created, LastUsed: i.LastUsed, Bytes: i.Bytes,
 	}
-	err := i.Err
-	if err == nil {
+	var err error
+	if len(i.Meta) > 0 { // a broken one may still say what it is
 		err = json.Unmarshal(i.Meta, &info.SnapshotMeta)
+	}
+	if i.Err != nil {
+		err = i.Err
 	}
 	if err != nil {
 		info.Problem = err.Error()

@@ -25,6 +25,7 @@ func (vm *VM) Follow(ctx context.Context, stdout, stderr io.Writer) (*Process, e
 	if err != nil {
 		return nil, vm.wrapEnded("follow the workload of VM", err)
 	}
+	vm.noteAnswer()
 	return &Process{p, vm}, nil
 }
 

@@ -139,6 +139,14 @@ func checkText(what, s string) error {
 	return nil
 }
 
+// CheckName returns an ErrInvalid unless a snapshot may have this name: printable text of at most 512 bytes, or nothing.
+func CheckName(name string) error {
+	if err := checkText("name", name); err != nil {
+		return invalid("", "%v", err)
+	}
+	return nil
+}
+
 // parseManifest checks the content of a manifest and returns it with its checksum. The error of an unknown version comes with
 // what all versions have: id, version, created, fingerprint, name and base.
 func parseManifest(id string, data []byte) (*Manifest, string, error) {

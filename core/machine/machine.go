@@ -131,8 +131,8 @@ func New(cfg Config) (m *Machine, err error) {
 // Memory returns the guest's RAM, valid until Done is closed.
 func (m *Machine) Memory() *hypervisor.Memory { return m.mem }
 
-// WithMemory calls f with the guest's RAM, which stays mapped meanwhile even if the machine ends. It returns false, without calling f, if the
-// machine has ended.
+// WithMemory calls f with the guest's RAM. Nothing of the machine is released meanwhile, neither RAM nor devices, even if it ends. It returns
+// false, without calling f, if the machine has ended.
 func (m *Machine) WithMemory(f func(*hypervisor.Memory)) bool {
 	m.mu.Lock()
 	if m.phase == phaseEnding {
@@ -229,6 +229,7 @@ func (m *Machine) end(e Exit) {
 
 // release frees everything. No vCPU may be running.
 func (m *Machine) release() {
+	m.users.Wait()
 	for _, s := range m.slots {
 		s.stop()
 	}
@@ -242,7 +243,6 @@ func (m *Machine) release() {
 	if m.vm != nil {
 		m.vm.Close()
 	}
-	m.users.Wait()
 	if m.mem != nil {
 		releaseMemory(m.mem)
 	}
