@@ -19,7 +19,7 @@ export SUPERMACHINE_ASSETS := $(CURDIR)/$(SHARE)
 
 say = @printf '\n== %s\n' "$(1)" >&2
 
-.PHONY: help all build kernel images testbed demo check lint test test-native test-vm bench fuzz clean
+.PHONY: help all build kernel images testbed demo check lint test test-native test-vm soak bench fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -73,6 +73,11 @@ test-vm: build
 	@mkdir -p $(BUILD)/test
 	for p in $(VM_PACKAGES); do go test -c -o $(BUILD)/test/$${p//\//-}.test ./$$p; done
 	SUPERMACHINE_REQUIRE_KVM=1 $(TESTBED) --mem $(VM_MEMORY) --time-limit 1500 -- scripts/test-vm $(VM_PACKAGES)
+
+soak: all images testbed build ## the tests with real guests that take minutes, and others longer (an hour)
+	@mkdir -p $(BUILD)/test
+	go test -c -o $(BUILD)/test/core.test ./core
+	SUPERMACHINE_SOAK=1 SUPERMACHINE_REQUIRE_KVM=1 $(TESTBED) --mem $(VM_MEMORY) --time-limit 5400 -- scripts/test-vm core
 
 bench: all images testbed ## measure, with the floors in the same run: build/bench.json
 	bench/run

@@ -20,6 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/supermachine/supermachine/core"
+	"github.com/supermachine/supermachine/core/vmtest"
 )
 
 // drawing reads random bytes in a tight loop, in three ways. Reads that began after it saw another generation it writes down, together with
@@ -48,10 +49,7 @@ func TestRestoredVMsDrawDifferentRandomBytes(t *testing.T) {
 	snap := bake(t, store, core.BakeSpec{
 		Ref: imageRef(t, "debian"), Entrypoint: []string{"/usr/bin/python3", "-c", drawing}, Ready: core.ReadyCommand("test", "-e", "/tmp/drawing"),
 	})
-	restores, parallel := 200, 4
-	if testing.Short() {
-		restores = 20
-	}
+	restores, parallel := vmtest.Times(40, 200), 4
 	type draws struct{ Before, After [][]string }
 	results := make([]draws, restores)
 	work := make(chan int)

@@ -80,6 +80,9 @@ const maxLayers = 12
 // split makes what the VM has written so far a layer of its own and returns it, with a reference for the caller. The VM must be paused.
 // Layers above keep, which may be nil, are merged when there are too many.
 func (s *scratch) split(stateDir string, keep *layer) (*layer, error) {
+	if len(s.Overlay.State().Written) == 0 {
+		return s.below.hold(), nil // nothing was written since the last time
+	}
 	file, err := scratchFile(stateDir)
 	if err != nil {
 		return nil, err

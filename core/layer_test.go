@@ -124,6 +124,11 @@ func TestLayersAreClosedOnceByTheLastWhoHoldsThem(t *testing.T) {
 	low, content := bottom(t, dir, rnd)
 	require.Equal(t, 1, filesIn(t, dir))
 	parent := over(t, dir, low, content)
+	same := parent.splitOff(t, dir, nil)
+	require.Same(t, low, same, "nothing was written")
+	require.NoError(t, same.Close())
+	parent.write(t, rnd)
+	content = slices.Clone(parent.want)
 	l := parent.splitOff(t, dir, nil)
 	require.Equal(t, 3, filesIn(t, dir), "the bottom, the layer, the disk's own")
 	var disks []*modelled

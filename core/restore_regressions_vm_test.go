@@ -90,9 +90,9 @@ func (c counters) advance(t *testing.T, vm *core.VM) {
 	}, "not all of %v go on", before)
 }
 
-// A TSC deadline that is set before the TSC, or lost as it expires during a save, leaves a CPU without its timer. Twenty generations of copies
-// would each lose it, with a chance.
-func TestTimersGoOnThroughTwentyGenerations(t *testing.T) {
+// A TSC deadline that is set before the TSC, or lost as it expires during a save, leaves a CPU without its timer. Each generation of copies
+// would lose it, with a chance.
+func TestTimersGoOnThroughGenerations(t *testing.T) {
 	img := vmtest.Image(t, "busybox")
 	vm := vmtest.Start(t, img, core.Config{MemoryMiB: 64, VCPUs: 2})
 	sleepers := startCounters(t, vm, 3, "while :; do sleep 0.2; count; done")
@@ -103,7 +103,8 @@ func TestTimersGoOnThroughTwentyGenerations(t *testing.T) {
 
 	store := openSnapshots(t)
 	at := uptime(t, vm)
-	for generation := range 20 {
+	generations := vmtest.Times(5, 20)
+	for generation := range generations {
 		var next *core.VM
 		if generation%5 == 4 { // through the state's encoding as well
 			snap, err := vm.Snapshot(t.Context(), store, core.SnapshotOptions{})
@@ -126,7 +127,7 @@ func TestTimersGoOnThroughTwentyGenerations(t *testing.T) {
 		vm, at = next, now
 	}
 	healthy(t, vm)
-	require.Equal(t, "20", vmtest.Shell(t, vm, "cat /run/supermachine/generation"))
+	require.Equal(t, strconv.Itoa(generations), vmtest.Shell(t, vm, "cat /run/supermachine/generation"))
 
 	stood := time.Since(paused) // long enough, here, for the watchdogs to bark at 21 s
 	require.NoError(t, standing.Resume())
@@ -197,7 +198,7 @@ const computing = `taskset $(printf %x $((1 << i))) awk -v i=$i -v f=/tmp/n$i 'B
 
 // Each CPU of a copy has its own registers, those for floating point too, and goes on by itself. (The testbed's CPU has no AVX to be lost.)
 func TestCPUsKeepTheirRegistersAndGoOn(t *testing.T) {
-	for _, cpus := range []int{2, 4} {
+	for _, cpus := range []int{2, 4}[:vmtest.Times(1, 2)] {
 		t.Run(strconv.Itoa(cpus), func(t *testing.T) {
 			store := openSnapshots(t)
 			vm := vmtest.Start(t, vmtest.Image(t, "busybox"), core.Config{MemoryMiB: 96, VCPUs: cpus})
@@ -209,7 +210,7 @@ func TestCPUsKeepTheirRegistersAndGoOn(t *testing.T) {
 				require.Equal(t, "right", vmtest.Shell(t, vm, "cat /tmp/wrong 2>/dev/null || echo right"))
 				healthy(t, vm)
 			}
-			for range 5 {
+			for range vmtest.Times(2, 5) {
 				children, err := vm.Fork(t.Context(), 1, core.ForkOptions{})
 				require.NoError(t, err)
 				require.NoError(t, vm.Pause()) // the host has fewer CPUs
@@ -276,6 +277,7 @@ func echo(conn io.ReadWriter, line string) (string, error) {
 // A stream both ways runs through snapshots without a byte lost or doubled, and the copies, whose connections led elsewhere, take new ones:
 // on ports too that the guest believes to be in use.
 func TestConnectionsThatAreUnderWayDuringASave(t *testing.T) {
+	vmtest.RequireSoak(t)
 	store := openSnapshots(t)
 	vm := vmtest.Start(t, vmtest.Image(t, "busybox"), core.Config{MemoryMiB: 128, VCPUs: 2})
 	vmtest.Shell(t, vm, "nc -ll -p 7000 -e cat >/dev/null 2>&1 &")
@@ -366,6 +368,7 @@ func TestConnectionsThatAreUnderWayDuringASave(t *testing.T) {
 
 // More memory than fits below the 4 GiB hole is in two pieces. The kernel takes fresh pages from the top.
 func TestMemoryAboveTheHoleIsSavedAndRestored(t *testing.T) {
+	vmtest.RequireSoak(t)
 	if mem, err := os.ReadFile("/proc/meminfo"); err == nil {
 		var kib int
 		fmt.Sscanf(string(mem), "MemTotal: %d", &kib)

@@ -30,10 +30,7 @@ func unfinished(t *testing.T, dir string) (left []string) {
 
 // Files in memory and on disk stay as they are however often their VM goes through the store, and the chain of differences stays short.
 func TestContentStaysThroughGenerationsOfSnapshots(t *testing.T) {
-	limit, atLeast := 60*time.Second, snapshot.MaxChain+2
-	if testing.Short() {
-		limit = 0
-	}
+	limit, atLeast := time.Duration(vmtest.Times(0, 60))*time.Second, snapshot.MaxChain+2
 	store := openSnapshots(t)
 	snap := bake(t, store, core.BakeSpec{Ref: imageRef(t, "busybox"), BootOnly: true, MemoryMiB: 96})
 	whole, n := 0, 0
@@ -134,7 +131,7 @@ func TestVMsThatEndWhileTheyAreSaved(t *testing.T) {
 	}
 	took := map[bool]time.Duration{}
 	outcomes := map[string]int{}
-	leavesNothing(t, func(i int) {
+	leavesNothing(t, nil, func(i int) {
 		vm, err := base.Start(t.Context(), core.StartOptions{})
 		require.NoError(t, err)
 		defer vm.Close()
@@ -233,6 +230,7 @@ while True:
 
 // In place of stress-ng, which the images do not have.
 func TestAProgramThatChecksItsMemoryFindsItRightInForks(t *testing.T) {
+	vmtest.RequireSoak(t)
 	vm := vmtest.Start(t, vmtest.Image(t, "debian"), core.Config{VCPUs: 2})
 	_, err := vm.Exec(t.Context(), core.Exec{Args: []string{"python3", "-c", remembering}})
 	require.NoError(t, err)

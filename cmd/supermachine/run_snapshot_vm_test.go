@@ -109,7 +109,7 @@ func TestRunAttachesToABakedCommand(t *testing.T) {
 	require.Contains(t, succeed(t, "ps"), "sh -c trap")
 	require.NoError(t, p.Process.Signal(syscall.SIGTERM))
 	require.Equal(t, 3, p.status(), p.stderr.String())
-	require.Equal(t, "problem\n", p.stderr.String())
+	require.True(t, strings.HasPrefix(p.stderr.String(), "problem\n"), "then the shell may say that its sleep was terminated: %s", p.stderr.String())
 
 	p = start(t, "run", "-q", "--snapshot", "trap", busybox) // the snapshot knows the command
 	require.NoError(t, p.Process.Signal(syscall.SIGTERM))

@@ -26,6 +26,28 @@ const RequireKVMEnv = "SUPERMACHINE_REQUIRE_KVM"
 // ImagesEnv names the environment variable that holds the directory that images/build prints. Without it the tests run images/build.
 const ImagesEnv = "SUPERMACHINE_TEST_IMAGES"
 
+// SoakEnv names the environment variable that, when it is 1, runs the tests that take minutes, and others longer.
+const SoakEnv = "SUPERMACHINE_SOAK"
+
+// Soak reports whether tests may take their time.
+func Soak() bool { return os.Getenv(SoakEnv) == "1" }
+
+// RequireSoak skips the test unless tests may take minutes.
+func RequireSoak(t testing.TB) {
+	t.Helper()
+	if !Soak() {
+		t.Skipf("takes minutes in an emulated host: needs %s=1, as make soak sets it", SoakEnv)
+	}
+}
+
+// Times returns few, or many where tests may take their time.
+func Times(few, many int) int {
+	if Soak() {
+		return many
+	}
+	return few
+}
+
 var shared struct {
 	once sync.Once
 	vm   *core.VM
