@@ -270,6 +270,7 @@ func (s *Snapshots) Inspect(name string) (SnapshotInfo, error) {
 	if err != nil && info.ID == "" {
 		return SnapshotInfo{}, wrap("inspect snapshot", name, err)
 	}
+	info.Err = err
 	return snapshotInfo(info), nil
 }
 
