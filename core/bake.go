@@ -216,7 +216,11 @@ func (s *Snapshots) bake(ctx context.Context, img *Image, spec BakeSpec) (*Snaps
 	if err != nil {
 		return nil, err
 	}
-	fp, err := spec.fingerprint(img, command)
+	guest, err := GuestDigest(spec.config())
+	if err != nil {
+		return nil, err
+	}
+	fp, err := spec.fingerprint(img, guest, command)
 	if err != nil {
 		return nil, err
 	}
@@ -240,6 +244,7 @@ func (s *Snapshots) bake(ctx context.Context, img *Image, spec BakeSpec) (*Snaps
 	spec.say("write the snapshot")
 	info := SnapshotInfo{ID: shortID(fp), Name: spec.Name, Fingerprint: fp, SnapshotMeta: SnapshotMeta{
 		Workload: len(command) > 0, Command: command, Env: spec.Env, Dir: spec.Dir, User: spec.User, GuestPort: spec.GuestPort,
+		Guest: guest,
 	}}
 	if err := s.write(ctx, cp, info, nil); err != nil && !errors.Is(err, snapshot.ErrExists) {
 		return nil, err

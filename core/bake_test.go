@@ -153,7 +153,9 @@ func TestFingerprintChangesWithEachInput(t *testing.T) {
 		t.Helper()
 		spec, command, err := spec.complete(img)
 		require.NoError(t, err)
-		fp, err := spec.fingerprint(img, command)
+		guest, err := GuestDigest(spec.config())
+		require.NoError(t, err)
+		fp, err := spec.fingerprint(img, guest, command)
 		require.NoError(t, err)
 		require.Regexp(t, "^[0-9a-f]{64}$", fp)
 		return fp

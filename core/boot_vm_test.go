@@ -36,6 +36,7 @@ func patchedKernel(t *testing.T, code ...byte) []byte {
 }
 
 func TestFailedBootsSayWhatTheConsoleSaid(t *testing.T) {
+	t.Parallel()
 	vmtest.RequireKVM(t)
 	img := vmtest.Image(t, "busybox")
 	damaged := *img
@@ -142,7 +143,7 @@ func TestNothingIsLeftOfAVM(t *testing.T) {
 		return [3]int{runtime.NumGoroutine(), len(fds), memory}
 	}
 	before := count()
-	for i := range 12 {
+	for i := range vmtest.Times(6, 30) {
 		cycle(i)
 	}
 	eventually(t, func() bool {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/supermachine/supermachine/core/agent"
+	"github.com/supermachine/supermachine/core/agent/wire"
 	"github.com/supermachine/supermachine/core/hypervisor"
 	"github.com/supermachine/supermachine/core/machine"
 	"github.com/supermachine/supermachine/core/trace"
@@ -24,7 +25,8 @@ type checkpoint struct {
 
 // savedState is what a checkpoint has besides memory and disk: plain data, encoded with msgpack in a snapshot.
 type savedState struct {
-	Machine *machine.State
+	Protocol int // wire.Version of the agent
+	Machine  *machine.State
 	// Control is the connection to the agent over which the workload was frozen: it goes on in every copy.
 	ControlHost, ControlGuest uint32
 }
@@ -151,7 +153,7 @@ func (vm *VM) copyState(op *trace.Operation, f *frozen, c capture) (*checkpoint,
 	op.Step("split disk")
 	return &checkpoint{
 		image: vm.image, cfg: vm.cfg, memory: image, disk: disk,
-		state: &savedState{Machine: state, ControlHost: f.host, ControlGuest: f.guest},
+		state: &savedState{Protocol: wire.Version, Machine: state, ControlHost: f.host, ControlGuest: f.guest},
 	}, nil
 }
 
@@ -209,7 +211,7 @@ func guestMemory(mib int, mem [][]byte) *hypervisor.Memory {
 	return hypervisor.NewMemory(regions...)
 }
 
-// checkState returns what of a saved state cannot be: it may come from a hostile file. The machine and its devices check their parts.
+// check returns what of a saved state cannot be: it may come from a hostile file. The machine and its devices check their parts.
 func (s *savedState) check(cfg Config) error {
 	m := s.Machine
 	if m == nil || m.VM == nil || len(m.VCPUs) != cfg.VCPUs {

@@ -34,6 +34,7 @@ func waitEnd(t *testing.T, vm *core.VM) core.End {
 }
 
 func TestGuestThatEndsItselfIsReportedAsWhatItDid(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name, script string
 		reason       core.EndReason
@@ -63,6 +64,7 @@ func TestGuestThatEndsItselfIsReportedAsWhatItDid(t *testing.T) {
 }
 
 func TestProgramOutOfMemoryIsKilledAloneAndTheVMLives(t *testing.T) {
+	t.Parallel()
 	vm := vmtest.Start(t, vmtest.Image(t, "busybox"), core.Config{MemoryMiB: 64})
 	out, err := vm.Run(t.Context(), core.Exec{Args: []string{"tail", "/dev/zero"}})
 	require.NoError(t, err)
@@ -96,6 +98,7 @@ func startMain(t *testing.T, vm *core.VM, script string) (p *core.Process, rest 
 }
 
 func TestStopGivesTheWorkloadItsSignalAndTime(t *testing.T) {
+	t.Parallel()
 	for signal, config := range map[string]v1.Config{"TERM": {}, "USR2": {StopSignal: "SIGUSR2"}} {
 		t.Run(signal, func(t *testing.T) {
 			vm := vmtest.Start(t, busyboxWith(t, config), core.Config{MemoryMiB: 64})

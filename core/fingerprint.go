@@ -17,48 +17,33 @@ import (
 
 // recipe is everything that a baked snapshot depends on.
 type recipe struct {
-	Format, Protocol  int
-	Arch, CPU         string
-	Kernel, Initramfs string // digests
-	Image, RootFS     string
-	ImageConfig       any
-	Name              string
-	Command, Env      []string
-	User, Dir         string
-	MemoryMiB, VCPUs  int
-	ScratchMiB        int
-	GuestPort         uint16
-	Ready             string
-	ReadyCommand      []string
-	Warmup            [][]string
+	Format, Protocol int
+	Arch, CPU        string
+	Guest            string // GuestDigest
+	Image, RootFS    string
+	ImageConfig      any
+	Name             string
+	Command, Env     []string
+	User, Dir        string
+	MemoryMiB, VCPUs int
+	ScratchMiB       int
+	GuestPort        uint16
+	Ready            string
+	ReadyCommand     []string
+	Warmup           [][]string
 }
 
 // fingerprint returns 64 hexadecimal digits that are the same for the same inputs and else are not.
-func (b BakeSpec) fingerprint(img *Image, command []string) (string, error) {
-	assets, err := FindAssets(b.Assets)
-	if err != nil {
-		return "", err
-	}
+func (b BakeSpec) fingerprint(img *Image, guest string, command []string) (string, error) {
 	hv, err := openHypervisor()
 	if err != nil {
 		return "", err
 	}
 	r := recipe{
-		Format: snapshot.Version, Protocol: wire.Version, Arch: runtime.GOARCH, CPU: hv.CPUDigest(), Image: img.Digest, RootFS: img.RootFSKey,
-		ImageConfig: img.Config, Name: b.Name, Command: command, Env: b.Env, User: b.User, Dir: b.Dir, MemoryMiB: b.MemoryMiB, VCPUs: b.VCPUs,
+		Format: snapshot.Version, Protocol: wire.Version, Arch: runtime.GOARCH, CPU: hv.CPUDigest(), Guest: guest,
+		Image: img.Digest, RootFS: img.RootFSKey, ImageConfig: img.Config,
+		Name: b.Name, Command: command, Env: b.Env, User: b.User, Dir: b.Dir, MemoryMiB: b.MemoryMiB, VCPUs: b.VCPUs,
 		ScratchMiB: b.ScratchMiB, GuestPort: b.GuestPort, Ready: b.Ready.String(), ReadyCommand: b.Ready.command, Warmup: b.Warmup,
-	}
-	stateDir := b.StateDir
-	if stateDir == "" {
-		if stateDir, err = HomeDir(); err != nil {
-			return "", err
-		}
-	}
-	if r.Kernel, err = fileDigest(stateDir, assets.Kernel); err != nil {
-		return "", err
-	}
-	if r.Initramfs, err = fileDigest(stateDir, assets.Initramfs); err != nil {
-		return "", err
 	}
 	j, err := json.Marshal(r)
 	if err != nil {
@@ -66,6 +51,30 @@ func (b BakeSpec) fingerprint(img *Image, command []string) (string, error) {
 	}
 	sum := sha256.Sum256(j)
 	return hex.EncodeToString(sum[:]), nil
+}
+
+// GuestDigest identifies the kernel and initramfs that VMs of a configuration boot, of which AssetsDir and StateDir count. Reading them is
+// spared as long as they are the same files.
+func GuestDigest(cfg Config) (string, error) {
+	assets, err := FindAssets(cfg.AssetsDir)
+	if err != nil {
+		return "", err
+	}
+	stateDir := cfg.StateDir
+	if stateDir == "" {
+		if stateDir, err = HomeDir(); err != nil {
+			return "", err
+		}
+	}
+	h := sha256.New()
+	for _, path := range []string{assets.Kernel, assets.Initramfs} {
+		sum, err := fileDigest(stateDir, path)
+		if err != nil {
+			return "", err
+		}
+		io.WriteString(h, sum)
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
 // fileDigest returns the SHA-256 of a file. It is remembered in the state directory for as long as the file is the same one, since the kernel

@@ -15,6 +15,7 @@ import (
 )
 
 func TestGuestHasTheMemoryThatWasAskedFor(t *testing.T) {
+	t.Parallel()
 	for _, mib := range []int{64, 5 << 10} { // the least there is, and more than fits below the 4 GiB hole
 		t.Run(fmt.Sprintf("%d MiB", mib), func(t *testing.T) {
 			vm := vmtest.Start(t, vmtest.Image(t, "busybox"), core.Config{MemoryMiB: mib})
@@ -30,6 +31,7 @@ func TestGuestHasTheMemoryThatWasAskedFor(t *testing.T) {
 }
 
 func TestAllCPUsWork(t *testing.T) {
+	t.Parallel()
 	for _, n := range []int{1, 8} {
 		t.Run(strconv.Itoa(n), func(t *testing.T) {
 			vm := vmtest.Start(t, vmtest.Image(t, "busybox"), core.Config{MemoryMiB: 128, VCPUs: n})
@@ -47,6 +49,7 @@ func TestAllCPUsWork(t *testing.T) {
 }
 
 func TestPausedGuestStandsStill(t *testing.T) {
+	t.Parallel()
 	vm := vmtest.Start(t, vmtest.Image(t, "busybox"), core.Config{MemoryMiB: 64, VCPUs: 2})
 	out := newPipe()
 	req := sh("n=0; while :; do n=$((n + 1)); echo $n; done")

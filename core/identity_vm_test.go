@@ -45,6 +45,7 @@ while True:
 
 // No two VMs of a snapshot may ever draw the same random bytes, from the first read on.
 func TestRestoredVMsDrawDifferentRandomBytes(t *testing.T) {
+	t.Parallel()
 	store := openSnapshots(t)
 	snap := bake(t, store, core.BakeSpec{
 		Ref: imageRef(t, "debian"), Entrypoint: []string{"/usr/bin/python3", "-c", drawing}, Ready: core.ReadyCommand("test", "-e", "/tmp/drawing"),
@@ -117,6 +118,7 @@ print('verified', file=sys.stderr)
 
 // A certificate that was issued after the snapshot is valid at once: the guest's wall clock is right before anything runs.
 func TestCertificatesNewerThanTheSnapshotAreValid(t *testing.T) {
+	t.Parallel()
 	store := openSnapshots(t)
 	snap := bake(t, store, core.BakeSpec{Ref: imageRef(t, "debian"), BootOnly: true})
 	first := restore(t, snap) // time passes

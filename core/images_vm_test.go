@@ -33,6 +33,7 @@ func TestVMRunsBusybox(t *testing.T) {
 
 // TestDebianFromARegistry pulls from a registry process over HTTP what most images are like, and uses its servers.
 func TestDebianFromARegistry(t *testing.T) {
+	t.Parallel()
 	vmtest.RequireKVM(t)
 	img := vmtest.Pull(t, serveImages(t)+"/debian:bookworm")
 	vm := vmtest.Start(t, img, core.Config{Name: "debian", VCPUs: 2})
@@ -127,6 +128,7 @@ func serveImages(t *testing.T) string {
 }
 
 func TestOddImagesKeepEverything(t *testing.T) {
+	t.Parallel()
 	vmtest.RequireKVM(t)
 	dir := t.TempDir()
 	images := map[string]*ocitest.Image{}
@@ -137,6 +139,7 @@ func TestOddImagesKeepEverything(t *testing.T) {
 	require.NoError(t, ocitest.WriteLayout(dir, images))
 	for _, o := range odd {
 		t.Run(o.Name, func(t *testing.T) {
+			t.Parallel()
 			vm := vmtest.Start(t, vmtest.Pull(t, "oci:"+dir+":"+o.Name), core.Config{MemoryMiB: 128})
 			out, err := vm.Run(t.Context(), sh("set -x; "+o.Check))
 			require.NoError(t, err)
@@ -181,6 +184,7 @@ func busyboxWith(t *testing.T, config v1.Config) *core.Image {
 }
 
 func TestScratchDiskFullIsTheProgramsMatterAlone(t *testing.T) {
+	t.Parallel()
 	vm := vmtest.Start(t, vmtest.Image(t, "busybox"), core.Config{MemoryMiB: 128, ScratchMiB: 16})
 	out, err := vm.Run(t.Context(), sh("dd if=/dev/zero of=/large bs=1M count=64"))
 	require.NoError(t, err)

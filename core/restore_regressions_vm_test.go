@@ -93,6 +93,7 @@ func (c counters) advance(t *testing.T, vm *core.VM) {
 // A TSC deadline that is set before the TSC, or lost as it expires during a save, leaves a CPU without its timer. Each generation of copies
 // would lose it, with a chance.
 func TestTimersGoOnThroughGenerations(t *testing.T) {
+	t.Parallel()
 	img := vmtest.Image(t, "busybox")
 	vm := vmtest.Start(t, img, core.Config{MemoryMiB: 64, VCPUs: 2})
 	sleepers := startCounters(t, vm, 3, "while :; do sleep 0.2; count; done")
@@ -151,6 +152,7 @@ func realtime(t *testing.T, vm *core.VM, took time.Duration) {
 // The monotonic clock neither jumps by the time that the snapshot lay in the store nor goes back; the wall clock is the host's again, even if
 // the guest's was set ahead before the save.
 func TestClocksAreRightAfterARestore(t *testing.T) {
+	t.Parallel()
 	store := openSnapshots(t)
 	vm := vmtest.Start(t, vmtest.Image(t, "busybox"), core.Config{MemoryMiB: 64})
 	type saved struct {
@@ -198,6 +200,7 @@ const computing = `taskset $(printf %x $((1 << i))) awk -v i=$i -v f=/tmp/n$i 'B
 
 // Each CPU of a copy has its own registers, those for floating point too, and goes on by itself. (The testbed's CPU has no AVX to be lost.)
 func TestCPUsKeepTheirRegistersAndGoOn(t *testing.T) {
+	t.Parallel()
 	for _, cpus := range []int{2, 4}[:vmtest.Times(1, 2)] {
 		t.Run(strconv.Itoa(cpus), func(t *testing.T) {
 			store := openSnapshots(t)

@@ -30,6 +30,7 @@ func unfinished(t *testing.T, dir string) (left []string) {
 
 // Files in memory and on disk stay as they are however often their VM goes through the store, and the chain of differences stays short.
 func TestContentStaysThroughGenerationsOfSnapshots(t *testing.T) {
+	t.Parallel()
 	limit, atLeast := time.Duration(vmtest.Times(0, 60))*time.Second, snapshot.MaxChain+2
 	store := openSnapshots(t)
 	snap := bake(t, store, core.BakeSpec{Ref: imageRef(t, "busybox"), BootOnly: true, MemoryMiB: 96})
@@ -70,6 +71,7 @@ func TestContentStaysThroughGenerationsOfSnapshots(t *testing.T) {
 
 // Going on from a snapshot never alters it, and neither does saving what went on from it.
 func TestSnapshotsStayAsTheyAre(t *testing.T) {
+	t.Parallel()
 	store := openSnapshots(t)
 	base := bake(t, store, core.BakeSpec{Ref: imageRef(t, "busybox"), BootOnly: true})
 	require.ErrorIs(t, store.WriteAgain(t.Context(), base), snapshot.ErrExists, "none is ever replaced")
@@ -96,6 +98,7 @@ func TestSnapshotsStayAsTheyAre(t *testing.T) {
 }
 
 func TestPausedVMsAreNotSaved(t *testing.T) {
+	t.Parallel()
 	store := openSnapshots(t)
 	vm := vmtest.Start(t, vmtest.Image(t, "busybox"), core.Config{MemoryMiB: 64})
 	require.NoError(t, vm.Pause())
@@ -116,6 +119,7 @@ func TestPausedVMsAreNotSaved(t *testing.T) {
 
 // However a VM ends while it is saved or forked: that is said, what was made is whole, and nothing else is left.
 func TestVMsThatEndWhileTheyAreSaved(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	store, err := core.OpenSnapshots(dir, nil)
 	require.NoError(t, err)
@@ -186,6 +190,7 @@ func TestVMsThatEndWhileTheyAreSaved(t *testing.T) {
 
 // A pooled VM that was saved or forked has a disk of two parts; all of what its user wrote must go.
 func TestPooledVMsAreCleanAfterTheyWereForkedOrSaved(t *testing.T) {
+	t.Parallel()
 	store := openSnapshots(t)
 	base := bake(t, store, core.BakeSpec{Ref: imageRef(t, "busybox"), BootOnly: true})
 	for _, save := range []bool{false, true} {
@@ -230,6 +235,7 @@ while True:
 
 // In place of stress-ng, which the images do not have.
 func TestAProgramThatChecksItsMemoryFindsItRightInForks(t *testing.T) {
+	t.Parallel()
 	vmtest.RequireSoak(t)
 	vm := vmtest.Start(t, vmtest.Image(t, "debian"), core.Config{VCPUs: 2})
 	_, err := vm.Exec(t.Context(), core.Exec{Args: []string{"python3", "-c", remembering}})

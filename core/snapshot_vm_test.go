@@ -56,6 +56,7 @@ func closeAll(vms []*core.VM) {
 
 // RAM alone proves a restore: a counter in a shell's memory goes on where it stood, while the boot's identifier stays.
 func TestRestoredVMsGoOnWhereTheSnapshotStands(t *testing.T) {
+	t.Parallel()
 	store := openSnapshots(t)
 	counter := `nonce=$(cat /proc/sys/kernel/random/uuid); n=0; while :; do n=$((n+1)); echo $nonce $n > /tmp/.state; mv /tmp/.state /tmp/state; done`
 	snap := bake(t, store, core.BakeSpec{
@@ -85,6 +86,7 @@ func TestRestoredVMsGoOnWhereTheSnapshotStands(t *testing.T) {
 }
 
 func TestABakeIsReusedUntilAnInputChanges(t *testing.T) {
+	t.Parallel()
 	store := openSnapshots(t)
 	spec := core.BakeSpec{Ref: imageRef(t, "busybox"), BootOnly: true}
 	first := bake(t, store, spec)
@@ -107,6 +109,7 @@ func TestABakeIsReusedUntilAnInputChanges(t *testing.T) {
 }
 
 func TestServersServeFromTheSnapshotOn(t *testing.T) {
+	t.Parallel()
 	store := openSnapshots(t)
 	snap := bake(t, store, core.BakeSpec{Ref: imageRef(t, "debian"), GuestPort: 80})
 	require.True(t, snap.Info().Workload)
@@ -126,6 +129,7 @@ func TestServersServeFromTheSnapshotOn(t *testing.T) {
 }
 
 func TestForksGoOnFromTheSameInstant(t *testing.T) {
+	t.Parallel()
 	vm := vmtest.Start(t, vmtest.Image(t, "busybox"), core.Config{VCPUs: 2})
 	vmtest.Shell(t, vm, "echo before > /tmp/file; mkfifo /tmp/gate")
 	p, err := vm.Exec(t.Context(), core.Exec{Args: []string{"/bin/sh", "-c", "secret=$(cat /proc/sys/kernel/random/uuid); echo $secret > /tmp/secret; read x < /tmp/gate; echo $secret $x > /tmp/result"}})
@@ -158,6 +162,7 @@ func TestForksGoOnFromTheSameInstant(t *testing.T) {
 }
 
 func TestRunningVMsAreSavedWholeAndAsDifferences(t *testing.T) {
+	t.Parallel()
 	store := openSnapshots(t)
 	base := bake(t, store, core.BakeSpec{Ref: imageRef(t, "busybox"), BootOnly: true})
 	vm := restore(t, base)
@@ -194,6 +199,7 @@ func TestRunningVMsAreSavedWholeAndAsDifferences(t *testing.T) {
 }
 
 func TestPooledVMsAreCleanAfterUse(t *testing.T) {
+	t.Parallel()
 	store := openSnapshots(t)
 	snap := bake(t, store, core.BakeSpec{Ref: imageRef(t, "busybox"), BootOnly: true})
 	for _, replace := range []bool{false, true} {
@@ -216,6 +222,7 @@ func TestPooledVMsAreCleanAfterUse(t *testing.T) {
 }
 
 func TestWorkloadsThatAreNeverReadyAreReported(t *testing.T) {
+	t.Parallel()
 	vmtest.RequireKVM(t)
 	store := openSnapshots(t)
 	for name, test := range map[string]struct {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/vmihailenco/msgpack/v5"
 
+	"github.com/supermachine/supermachine/core/agent/wire"
 	"github.com/supermachine/supermachine/core/virtio/block"
 	"github.com/supermachine/supermachine/snapshot"
 )
@@ -84,6 +85,7 @@ type SnapshotMeta struct {
 	Dir        string   `json:"dir,omitempty"`     // of the workload, if it is not the image's
 	User       string   `json:"user,omitempty"`    // of the workload, if it is not the image's
 	GuestPort  uint16   `json:"guest_port,omitempty"`
+	Guest      string   `json:"guest,omitempty"` // GuestDigest of what was booted; empty for a running VM's that was not started from a baked one
 }
 
 // Snapshot is a VM at one instant, loaded and ready to be started any number of times. Its methods may be called from any goroutine. It must
@@ -168,6 +170,10 @@ func (s *Snapshot) fill(loaded *snapshot.Snapshot, images *Images) error {
 	s.state = &savedState{}
 	if err := msgpack.Unmarshal(loaded.State, s.state); err != nil {
 		return &Error{Code: ErrCorrupt, Op: "read its state", Err: err}
+	}
+	if s.state.Protocol != wire.Version {
+		return &Error{Code: ErrIncompatible, Op: "speak to its agent", Err: fmt.Errorf(
+			"it speaks version %d of the protocol, and this program version %d: bake again", s.state.Protocol, wire.Version)}
 	}
 	if err := s.state.check(s.cfg); err != nil {
 		return &Error{Code: ErrCorrupt, Op: "read its state", Err: err}

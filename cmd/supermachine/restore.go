@@ -17,6 +17,7 @@ import (
 type want struct {
 	ref     string
 	digest  string // of the image
+	guest   string // core.GuestDigest of what would be booted; empty if there is nothing to boot
 	cfg     core.Config
 	command []string
 	env     []string
@@ -74,19 +75,21 @@ func (w *want) misfit(i core.SnapshotInfo) error {
 }
 
 // candidates returns which of the snapshots, the newest first, to go on from: the best comes first. A snapshot of a VM that somebody
-// used is not taken unasked, as what was done in it may concern nobody else.
-func (w *want) candidates(all []core.SnapshotInfo) []core.SnapshotInfo {
-	var running, booted []core.SnapshotInfo
+// used is not taken unasked, as what was done in it may concern nobody else. Those of another guest kernel or agent are outdated.
+func (w *want) candidates(all []core.SnapshotInfo) (best, outdated []core.SnapshotInfo) {
+	var booted []core.SnapshotInfo
 	for _, i := range all {
 		switch {
 		case i.Fingerprint == "" || w.misfit(i) != nil:
+		case w.guest != "" && i.Guest != w.guest:
+			outdated = append(outdated, i)
 		case i.Workload:
-			running = append(running, i)
+			best = append(best, i)
 		default:
 			booted = append(booted, i)
 		}
 	}
-	return append(running, booted...)
+	return append(best, booted...), outdated
 }
 
 // restore starts the VM from the best snapshot and tells whether its program runs in it; there is no VM if no snapshot can be used. A snapshot
@@ -101,7 +104,18 @@ func (w *want) restore(ctx context.Context, stderr io.Writer) (vm *core.VM, atta
 		fmt.Fprintln(stderr, "supermachine: warning: no snapshots are used:", err)
 		return nil, false, nil
 	}
-	for _, i := range w.candidates(all) {
+	if w.guest, err = core.GuestDigest(w.cfg); core.CodeOf(err) == core.ErrAssets {
+		w.guest, err = "", nil // a snapshot can do without
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	best, outdated := w.candidates(all)
+	if len(best) == 0 && len(outdated) > 0 {
+		fmt.Fprintf(stderr, "supermachine: snapshot %s is of an earlier guest kernel or agent and not used: bake again, or give --snapshot\n",
+			shortID(outdated[0].ID))
+	}
+	for _, i := range best {
 		vm, err := w.startFrom(ctx, store, i)
 		if err == nil {
 			return vm, i.Workload, nil

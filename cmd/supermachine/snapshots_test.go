@@ -128,7 +128,7 @@ func appImage() *core.Image {
 
 func snapshotOf(id string, change func(*core.SnapshotInfo)) core.SnapshotInfo {
 	i := core.SnapshotInfo{ID: id, Fingerprint: "f", SnapshotMeta: core.SnapshotMeta{
-		Image: "app", Digest: "sha256:d", MemoryMiB: core.DefaultMemoryMiB, VCPUs: core.DefaultVCPUs, ScratchMiB: core.DefaultScratchMiB,
+		Image: "app", Digest: "sha256:d", Guest: "g", MemoryMiB: core.DefaultMemoryMiB, VCPUs: core.DefaultVCPUs, ScratchMiB: core.DefaultScratchMiB,
 	}}
 	change(&i)
 	return i
@@ -152,6 +152,7 @@ func TestRunGoesOnFromTheBestSnapshot(t *testing.T) {
 		snapshotOf("other", func(i *core.SnapshotInfo) { i.Digest = "sha256:e" }),
 		{ID: "broken", Fingerprint: "f", Problem: "no manifest"},
 		snapshotOf("boot1", func(i *core.SnapshotInfo) {}),
+		snapshotOf("old", func(i *core.SnapshotInfo) { serves(i); i.Guest = "h" }),
 	}
 	for line, ids := range map[string]string{
 		"":                         "serve2 serve1 boot2 boot1",
@@ -172,9 +173,13 @@ func TestRunGoesOnFromTheBestSnapshot(t *testing.T) {
 		"-m 256m --cpus 1 -w /srv": "dir boot2 boot1",
 	} {
 		var got []string
-		for _, i := range parsed(t, appImage(), strings.Fields(line)...).candidates(all) {
+		w := parsed(t, appImage(), strings.Fields(line)...)
+		w.guest = "g"
+		best, outdated := w.candidates(all)
+		for _, i := range best {
 			got = append(got, i.ID)
 		}
+		require.Equal(t, strings.HasPrefix(ids, "serve2"), len(outdated) == 1, line)
 		require.Equal(t, ids, strings.Join(got, " "), line)
 	}
 }
