@@ -50,7 +50,7 @@ testbed: ## make sure that VMs can run here, in an emulated host if need be
 
 demo: all images testbed ## pull, convert, boot, exec, HTTP, redis, stop: on a real image from a real registry
 	$(call say,demo)
-	@$(TESTBED) --mem $(VM_MEMORY) --time-limit 600 -- examples/demo.sh
+	@$(TESTBED) --mem $(VM_MEMORY) --time-limit 600 --again 1 -- examples/demo.sh
 
 check: lint ## the quick loop: formatting, vet and short tests (under a minute)
 	go test -short ./...
@@ -72,12 +72,12 @@ test-vm: build
 	$(call say,tests with real guests)
 	@mkdir -p $(BUILD)/test
 	for p in $(VM_PACKAGES); do go test -c -o $(BUILD)/test/$${p//\//-}.test ./$$p; done
-	SUPERMACHINE_REQUIRE_KVM=1 $(TESTBED) --mem $(VM_MEMORY) --time-limit 1500 -- scripts/test-vm $(VM_PACKAGES)
+	SUPERMACHINE_REQUIRE_KVM=1 $(TESTBED) --mem $(VM_MEMORY) --time-limit 1500 --again 2 -- scripts/test-vm $(VM_PACKAGES)
 
 soak: all images testbed build ## the tests with real guests that take minutes, and others longer (an hour)
 	@mkdir -p $(BUILD)/test
 	go test -c -o $(BUILD)/test/core.test ./core
-	SUPERMACHINE_SOAK=1 SUPERMACHINE_REQUIRE_KVM=1 $(TESTBED) --mem $(VM_MEMORY) --time-limit 5400 -- scripts/test-vm core
+	SUPERMACHINE_SOAK=1 SUPERMACHINE_REQUIRE_KVM=1 $(TESTBED) --mem $(VM_MEMORY) --time-limit 5400 --again 2 -- scripts/test-vm core
 
 bench: all images testbed ## measure, with the floors in the same run: build/bench.json
 	bench/run

@@ -238,27 +238,37 @@ func TestFingerprintChangesWithEachInput(t *testing.T) {
 	}, nil)
 }
 
-// A kernel that was built anew is another, even if it has the length and the time of the old one.
+// A kernel that was built anew is another, even if it has the length and the times of the old one.
 func TestFileDigestsAreForgottenWithTheFile(t *testing.T) {
 	state, path := t.TempDir(), filepath.Join(t.TempDir(), "kernel")
-	require.NoError(t, os.WriteFile(path, []byte("one"), 0o600))
-	first, err := fileDigest(state, path)
-	require.NoError(t, err)
-	st, err := os.Stat(path)
-	require.NoError(t, err)
-	again, err := fileDigest(state, path)
-	require.NoError(t, err)
-	require.Equal(t, first, again)
-	require.NoError(t, os.WriteFile(path, []byte("two"), 0o600))
-	require.NoError(t, os.Chtimes(path, st.ModTime(), st.ModTime()))
-	second, err := fileDigest(state, path)
-	require.NoError(t, err)
-	require.NotEqual(t, first, second)
+	write := func(text string) {
+		t.Helper()
+		require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
+		require.NoError(t, os.Chtimes(path, time.Unix(1, 0), time.Unix(1, 0)))
+	}
+	digest := func() string {
+		t.Helper()
+		sum, err := fileDigest(state, path)
+		require.NoError(t, err)
+		return sum
+	}
+	write("one")
+	first := digest()
+	require.NoDirExists(t, filepath.Join(state, "digests"), "the file may change yet within its clock's tick")
+	write("two")
+	require.NotEqual(t, first, digest())
+
+	defer func(d time.Duration) { settled = d }(settled)
+	settled = 0
+	second := digest()
 	known, err := os.ReadDir(filepath.Join(state, "digests"))
 	require.NoError(t, err)
-	for _, k := range known {
-		require.NotContains(t, k.Name(), "new", "no temporary file is left")
-	}
+	require.Len(t, known, 1, "no temporary file is left")
+	name := filepath.Join(state, "digests", known[0].Name())
+	require.NoError(t, os.WriteFile(name, []byte(first), 0o600))
+	require.Equal(t, first, digest(), "it is not read again")
+	require.NoError(t, os.Remove(name))
+	require.Equal(t, second, digest())
 	_, err = fileDigest(state, path+"-missing")
 	require.ErrorIs(t, err, ErrAssets)
 }

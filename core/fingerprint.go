@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"syscall"
+	"time"
 
 	"github.com/supermachine/supermachine/core/agent/wire"
 	"github.com/supermachine/supermachine/snapshot"
@@ -77,6 +78,10 @@ func GuestDigest(cfg Config) (string, error) {
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
+// settled is how long a file must not have changed for its digest to be remembered. Clocks of file systems tick some hundred times a second: a
+// younger file may change again and look the same.
+var settled = time.Second
+
 // fileDigest returns the SHA-256 of a file. It is remembered in the state directory for as long as the file is the same one, since the kernel
 // is too large to be read at each start.
 func fileDigest(stateDir, path string) (string, error) {
@@ -90,9 +95,10 @@ func fileDigest(stateDir, path string) (string, error) {
 		return "", &Error{Code: ErrAssets, Op: "read", Object: path, Err: err}
 	}
 	dir := filepath.Join(stateDir, "digests")
-	known := ""
+	known, changed := "", time.Time{}
 	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
-		known = filepath.Join(dir, fmt.Sprintf("%x-%x-%x-%x-%x", sys.Dev, sys.Ino, st.Size(), st.ModTime().UnixNano(), changeTime(sys)))
+		changed = changeTime(sys)
+		known = filepath.Join(dir, fmt.Sprintf("%x-%x-%x-%x-%x", sys.Dev, sys.Ino, st.Size(), st.ModTime().UnixNano(), changed.UnixNano()))
 		if b, err := os.ReadFile(known); err == nil && len(b) == 2*sha256.Size {
 			return string(b), nil
 		}
@@ -102,7 +108,7 @@ func fileDigest(stateDir, path string) (string, error) {
 		return "", &Error{Code: ErrAssets, Op: "read", Object: path, Err: err}
 	}
 	sum := hex.EncodeToString(h.Sum(nil))
-	if known != "" && os.MkdirAll(dir, 0o700) == nil { // it only saves time
+	if known != "" && time.Since(changed) >= settled && os.MkdirAll(dir, 0o700) == nil { // it only saves time
 		tmp := known + ".new-" + newID()
 		if os.WriteFile(tmp, []byte(sum), 0o600) == nil && os.Rename(tmp, known) != nil {
 			os.Remove(tmp)

@@ -1,6 +1,9 @@
 package core
 
-import "syscall"
+import (
+	"syscall"
+	"time"
+)
 
-// changeTime returns when a file's content or attributes last changed, in nanoseconds.
-func changeTime(st *syscall.Stat_t) int64 { return st.Ctim.Nano() }
+// changeTime returns when a file's content or attributes last changed.
+func changeTime(st *syscall.Stat_t) time.Time { return time.Unix(st.Ctim.Unix()) }

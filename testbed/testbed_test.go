@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -110,6 +111,26 @@ func TestHowCommandsEnd(t *testing.T) {
 			r := finish(t, cmd)
 			require.Equal(t, tt.status, r.status, string(r.stderr))
 			require.Contains(t, string(r.stderr), tt.stderr)
+		})
+	}
+}
+
+// A command is given a new emulated host if that hangs, which its kernel says twice, but not if the kernel says it once.
+func TestCommandsRunAgainAfterAHang(t *testing.T) {
+	const stall = "echo '<0>rcu: (detected by 1, t=1 jiffies, g=%d, q=1 ncpus=2)' >/dev/kmsg; "
+	script := fmt.Sprintf("echo run >>runs; cat; if [ $(wc -l <runs) -lt 3 ]; then "+stall+stall+"sleep 1000; fi; "+stall+stall+"exit 7", 1, 1, 2, 3)
+	for again, want := range map[string]result{
+		"2": {stdout: []byte("input"), status: 7},
+		"1": {stdout: []byte("input"), status: 125},
+	} {
+		t.Run(again, func(t *testing.T) {
+			cmd := command("--again", again, "--", "sh", "-c", "cd '"+here(t)+"'; "+script)
+			cmd.Stdin = strings.NewReader("input")
+			r := finish(t, cmd)
+			require.Equal(t, want.status, r.status, string(r.stderr))
+			require.Equal(t, string(want.stdout), string(r.stdout))
+			require.Contains(t, string(r.stderr), "the emulated host hangs")
+			require.Equal(t, again, strconv.Itoa(strings.Count(string(r.stderr), "running the command again")))
 		})
 	}
 }

@@ -32,6 +32,13 @@ type outcome struct {
 	err    error
 }
 
+// brokenError is a failure of the emulated host itself.
+type brokenError struct{ what, console string }
+
+func (e *brokenError) Error() string {
+	return "the emulated host " + e.what + "; its console ended with\n" + e.console
+}
+
 // emulate runs the command in an emulated host.
 func emulate(o *options, path string) (int, error) {
 	cmd, err := o.describe(path)
@@ -44,6 +51,18 @@ func emulate(o *options, path string) (int, error) {
 	}
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, append(slices.Clone(forwarded), unix.SIGWINCH)...)
+	var stdin io.Reader = os.Stdin
+	for again := o.again; ; again-- {
+		status, err := emulateOnce(o, cmd, kernel, signals, stdin)
+		if _, broken := errors.AsType[*brokenError](err); !broken || again == 0 {
+			return status, err
+		}
+		fmt.Fprintf(os.Stderr, "testbed: %v\ntestbed: this is a fault of the emulator's: running the command again\n", err)
+		stdin = strings.NewReader("")
+	}
+}
+
+func emulateOnce(o *options, cmd *link.Command, kernel string, signals <-chan os.Signal, stdin io.Reader) (int, error) {
 	q, err := startQEMU(o, kernel)
 	if err != nil {
 		return exitBroken, err
@@ -58,7 +77,7 @@ func emulate(o *options, path string) (int, error) {
 	}
 	out := link.NewWriter(q.control)
 	began, done := make(chan struct{}), make(chan outcome, 1)
-	go func() { done <- serve(q, out, cmd, began) }()
+	go func() { done <- serve(q, out, cmd, began, stdin) }()
 
 	var limit <-chan time.Time
 	if o.timeLimit > 0 {
@@ -78,7 +97,9 @@ func emulate(o *options, path string) (int, error) {
 		case <-began:
 			began, up = nil, nil
 		case <-up:
-			return exitBroken, fmt.Errorf("the emulated host is not up after %v; its console ended with\n%s", upLimit, q.console.tail(25))
+			return exitBroken, q.broken(fmt.Sprintf("is not up after %v", upLimit))
+		case <-q.console.hung:
+			return exitBroken, q.broken("hangs")
 		case <-limit:
 			if began != nil { // nothing runs yet that could be ended in order
 				return exitTimeLimit, o.limitError()
@@ -108,12 +129,12 @@ func emulate(o *options, path string) (int, error) {
 }
 
 // serve exchanges frames with the init until the last one. It closes began when the command runs.
-func serve(q *qemu, out *link.Writer, cmd *link.Command, began chan<- struct{}) outcome {
+func serve(q *qemu, out *link.Writer, cmd *link.Command, began chan<- struct{}, stdin io.Reader) outcome {
 	for {
 		kind, b, err := link.Read(q.control)
 		if err != nil {
 			<-q.ended
-			return outcome{exitBroken, fmt.Errorf("the emulated host died; its console ended with\n%s", q.console.tail(25))}
+			return outcome{exitBroken, q.broken("died")}
 		}
 		switch kind {
 		case link.Hello:
@@ -121,7 +142,7 @@ func serve(q *qemu, out *link.Writer, cmd *link.Command, began chan<- struct{}) 
 			err = out.Value(link.Start, cmd)
 		case link.Began:
 			close(began)
-			go sendStdin(q.stdin)
+			go sendStdin(q.stdin, stdin)
 		case link.Stdout:
 			_, err = os.Stdout.Write(b)
 		case link.Stderr:
@@ -145,11 +166,11 @@ func serve(q *qemu, out *link.Writer, cmd *link.Command, began chan<- struct{}) 
 }
 
 // sendStdin sends the standard input and its end.
-func sendStdin(port io.Writer) {
+func sendStdin(port io.Writer, stdin io.Reader) {
 	out := link.NewWriter(port)
 	b := make([]byte, 64<<10)
 	for {
-		n, err := os.Stdin.Read(b)
+		n, err := stdin.Read(b)
 		if n > 0 && out.Bytes(link.Data, b[:n]) != nil {
 			return
 		}

@@ -42,6 +42,7 @@ type options struct {
 	memory    int
 	cpus      int
 	timeLimit float64
+	again     int
 	kernel    string
 	emulated  bool
 	terminal  bool
@@ -83,6 +84,7 @@ func parse(args []string) (*options, error) {
 	f.IntVar(&o.memory, "mem", 4096, "memory of the emulated host in `MiB`")
 	f.IntVar(&o.cpus, "cpus", 2, "`number` of the emulated host's CPUs")
 	f.Float64Var(&o.timeLimit, "time-limit", 0, "end the command after this many `seconds`; 0 never does")
+	f.IntVar(&o.again, "again", 0, "run the command again, without its standard input, up to `N` times if the emulated host itself hangs or dies")
 	f.StringVar(&o.kernel, "kernel", "", "`file` with the emulated host's kernel; built if not given")
 	f.BoolVar(&o.emulated, "emulated", false, "use the emulated host even if KVM works here")
 	f.BoolVar(&o.terminal, "t", false, "give the command a terminal in the emulated host if standard input is one")
@@ -98,7 +100,7 @@ func parse(args []string) (*options, error) {
 		return nil, err
 	}
 	o.command = f.Args()
-	if len(o.command) == 0 || o.memory < 256 || o.cpus < 1 || o.timeLimit < 0 {
+	if len(o.command) == 0 || o.memory < 256 || o.cpus < 1 || o.timeLimit < 0 || o.again < 0 {
 		f.Usage()
 		return nil, errors.New("bad usage")
 	}

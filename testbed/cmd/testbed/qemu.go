@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -62,7 +63,7 @@ func startQEMU(o *options, kernel string) (*qemu, error) {
 	}
 	defer stdinPeer.Close()
 
-	q := &qemu{control: control, stdin: stdin, ended: make(chan struct{})}
+	q := &qemu{control: control, stdin: stdin, console: console{hung: make(chan struct{})}, ended: make(chan struct{})}
 	q.cmd = exec.Command("qemu-system-x86_64",
 		// KVM's own emulation of interrupt delivery (vgif) can leave both CPUs asleep for ever.
 		// TCG runs "rep movsb" byte by byte: without erms and fsrm Linux copies by words, several times as fast. It also lets a guest's
@@ -145,11 +146,19 @@ func socketPair(name string) (ours, theirs *os.File, err error) {
 	return os.NewFile(uintptr(fds[0]), name), os.NewFile(uintptr(fds[1]), name), nil
 }
 
+func (q *qemu) broken(what string) error { return &brokenError{what, q.console.tail(25)} }
+
 // console keeps the end of what QEMU and the emulated host's kernel say.
 type console struct {
 	mu   sync.Mutex
 	text []byte
+
+	hung chan struct{} // closed when the kernel says a second time that it waits for the same grace period
 }
+
+// stall finds the grace period in the kernel's complaint. Rarely one of QEMU's CPUs sleeps for ever, as it takes no interrupts any more, and
+// the other waits for it. One complaint alone may come of a machine that stood still as a whole.
+var stall = regexp.MustCompile(`t=\d+ jiffies,? (g=-?\d+)`)
 
 // maxConsole is how many bytes of it are kept.
 const maxConsole = 32 << 10
@@ -161,7 +170,22 @@ func (c *console) Write(b []byte) (int, error) {
 	if over := len(c.text) - maxConsole; over > 0 {
 		c.text = append(c.text[:0], c.text[over:]...)
 	}
+	c.watch()
 	return len(b), nil
+}
+
+func (c *console) watch() {
+	seen := map[string]bool{}
+	for _, m := range stall.FindAllSubmatch(c.text, -1) {
+		if seen[string(m[1])] {
+			select {
+			case <-c.hung:
+			default:
+				close(c.hung)
+			}
+		}
+		seen[string(m[1])] = true
+	}
 }
 
 // tail returns the last lines, indented.
