@@ -19,10 +19,10 @@ import (
 type StartOptions struct {
 	Name     string        // the VM's name and host name, as in Config; default: its ID
 	StateDir string        // directory for scratch files; default: HomeDir
-	Timeout  time.Duration // how long the guest may take until its agent answers; default 10 s
+	Timeout  time.Duration // how long the guest may take until its agent answers; default 30 s
 }
 
-const defaultStartTimeout = 10 * time.Second
+const defaultStartTimeout = 30 * time.Second // a busy host that starts hundreds at once may need seconds
 
 // start makes a VM that goes on from the checkpoint, as a guest of its own.
 func (c *checkpoint) start(ctx context.Context, o StartOptions, set *memory.WorkingSet) (*VM, error) {

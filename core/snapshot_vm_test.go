@@ -229,7 +229,7 @@ func TestWorkloadsThatAreNeverReadyAreReported(t *testing.T) {
 		spec core.BakeSpec
 		says string
 	}{
-		"never listens": {core.BakeSpec{Cmd: []string{"sh", "-c", "echo still thinking; sleep 1000"}, GuestPort: 80, Timeout: 2 * time.Second}, "still thinking"},
+		"never listens": {core.BakeSpec{Cmd: []string{"sh", "-c", "echo still thinking; sleep 1000"}, GuestPort: 80, Timeout: 8 * time.Second}, "still thinking"},
 		"ends":          {core.BakeSpec{Cmd: []string{"sh", "-c", "echo no license; exit 3"}, GuestPort: 80}, "status 3"},
 		"bad warmup":    {core.BakeSpec{BootOnly: true, Warmup: [][]string{{"sh", "-c", "echo no such module; exit 1"}}}, "no such module"},
 	} {

@@ -135,8 +135,8 @@ func TestSaveAndRestoreContinueTheGuest(t *testing.T) {
 	require.NoError(t, err)
 
 	vm2, v2, _ := newRealModeVM(t, s, []byte{0x41, 0x89, 0xc8, 0xe7, 0x10, 0xeb, 0xf9})
-	require.NoError(t, vm2.Restore(vmState))
 	require.NoError(t, v2.Restore(vcpuState))
+	require.NoError(t, vm2.Restore(vmState))
 	exit := run(t, v2)
 	require.Equal(t, []byte{4, 0}, exit.Data)
 }

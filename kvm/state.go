@@ -55,7 +55,7 @@ const (
 	vcpuEventsSize, debugRegsSize           = 64, 128
 )
 
-// Save returns the interrupt controllers, the timer chip and the clock.
+// Save returns the interrupt controllers, the timer chip and the clock, which is read together with the first vCPU's TSC.
 func (vm *VM) Save() (*hypervisor.VMState, error) {
 	st := &hypervisor.VMState{PIT: make([]byte, pitStateSize)}
 	for _, c := range []struct {
@@ -72,15 +72,17 @@ func (vm *VM) Save() (*hypervisor.VMState, error) {
 	if err := ioctlPtr(vm.fd, kvmGetPIT2, &st.PIT[0], "KVM_GET_PIT2"); err != nil {
 		return nil, err
 	}
-	var clock clockData
-	if err := ioctlPtr(vm.fd, kvmGetClock, &clock, "KVM_GET_CLOCK"); err != nil {
-		return nil, err
-	}
-	st.ClockNs = clock.clock
-	return st, nil
+	err := vm.atTSC(func(uint64) error {
+		var clock clockData
+		err := ioctlPtr(vm.fd, kvmGetClock, &clock, "KVM_GET_CLOCK")
+		st.ClockNs = clock.clock
+		return err
+	}, &st.TSC)
+	return st, err
 }
 
-// Restore loads what Save returned.
+// Restore loads what Save returned. The vCPUs come before: what the IOAPIC still has to deliver goes to their LAPICs, and the clock goes by
+// their TSC.
 func (vm *VM) Restore(st *hypervisor.VMState) error {
 	if len(st.PIC[0]) != picStateSize || len(st.PIC[1]) != picStateSize || len(st.IOAPIC) != ioapicStateSize || len(st.PIT) != pitStateSize {
 		return fmt.Errorf("kvm: restore VM: the saved state has the wrong size")
@@ -95,8 +97,55 @@ func (vm *VM) Restore(st *hypervisor.VMState) error {
 	if err := ioctlPtr(vm.fd, kvmSetPIT2, &st.PIT[0], "KVM_SET_PIT2"); err != nil {
 		return err
 	}
-	return ioctlPtr(vm.fd, kvmSetClock, &clockData{clock: st.ClockNs}, "KVM_SET_CLOCK")
+	return vm.atTSC(func(tsc uint64) error {
+		return ioctlPtr(vm.fd, kvmSetClock, &clockData{clock: vm.clockAt(tsc, st)}, "KVM_SET_CLOCK")
+	}, nil)
 }
+
+// atTSC calls f, which reads or sets kvm-clock, with the first vCPU's TSC, 0 if that cannot be read. As guests watch one against the other,
+// f is called anew if it took long: this thread may have stood still between the two. The TSC halfway through f goes to at.
+func (vm *VM) atTSC(f func(tsc uint64) error, at *uint64) error {
+	for try := 1; ; try++ {
+		before, err := vm.tsc()
+		if ferr := f(before); ferr != nil || err != nil {
+			return ferr // without a TSC the clock is only less exact
+		}
+		after, err := vm.tsc()
+		if err != nil {
+			return nil
+		}
+		if at != nil {
+			*at = before + (after-before)/2
+		}
+		if micros := (after - before) * 1000 / max(1, uint64(vm.vcpus[0].frequency())); micros < 100 || try == 8 { // 3 µs are usual
+			return nil
+		}
+	}
+}
+
+func (vm *VM) tsc() (uint64, error) {
+	if len(vm.vcpus) == 0 {
+		return 0, os.ErrNotExist
+	}
+	return vm.vcpus[0].readMSR(msrTSC)
+}
+
+// clockAt returns what kvm-clock has to show when the first vCPU's TSC is at now: it must have come as far since the save as the TSC, which goes
+// on from the moment its register was restored.
+func (vm *VM) clockAt(now uint64, st *hypervisor.VMState) uint64 {
+	if now == 0 || st.TSC == 0 {
+		return st.ClockNs
+	}
+	khz := int64(vm.vcpus[0].frequency())
+	ticks := int64(now - st.TSC) // negative if the TSC was saved longer before the clock than it was restored before it
+	if khz == 0 || ticks/khz < -maxClockGap || ticks/khz > maxClockGap {
+		return st.ClockNs
+	}
+	return uint64(max(0, int64(st.ClockNs)+ticks*1_000_000/khz))
+}
+
+// maxClockGap is how many milliseconds at most a save or restore takes; a TSC further away is not the one that was saved.
+const maxClockGap = 1000
 
 // BootState returns the vCPU as KVM creates it, with the CPUID that the guest is to see.
 func (v *VCPU) BootState() (*hypervisor.VCPUState, error) {
@@ -328,14 +377,14 @@ func (v *VCPU) writeMSRs(msrs []hypervisor.MSR) error {
 }
 
 func (v *VCPU) readMSR(index uint32) (uint64, error) {
-	list := new(msrList)
-	list.n = 1
-	list.entries[0].Index = index
-	n, err := v.msrs(kvmGetMSRs, list, "KVM_GET_MSRS")
-	if err != nil || n != 1 {
+	one := struct { // as msrList, whose length would cost more than the call
+		n, _  uint32
+		entry hypervisor.MSR
+	}{n: 1, entry: hypervisor.MSR{Index: index}}
+	if n, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(v.fd), kvmGetMSRs, uintptr(unsafe.Pointer(&one))); errno != 0 || n != 1 {
 		return 0, fmt.Errorf("kvm: KVM_GET_MSRS: MSR %#x: %w", index, os.ErrInvalid)
 	}
-	return list.entries[0].Value, nil
+	return one.entry.Value, nil
 }
 
 func (v *VCPU) msrs(req uintptr, list *msrList, name string) (int, error) {

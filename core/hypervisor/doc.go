@@ -35,9 +35,9 @@ type VM interface {
 	// NewDoorbell makes a 4-byte guest write of value to guest physical address addr wake Doorbell.Wait instead of
 	// returning from VCPU.Run.
 	NewDoorbell(addr uint64, value uint32) (Doorbell, error)
-	// Save returns the state shared by all vCPUs. No vCPU may be in Run.
+	// Save returns the state shared by all vCPUs, best right after theirs. No vCPU may be in Run.
 	Save() (*VMState, error)
-	// Restore loads a state that Save returned. No vCPU may be in Run.
+	// Restore loads a state that Save returned, after all vCPUs' states. No vCPU may be in Run.
 	Restore(*VMState) error
 	// Close releases everything. No vCPU may be in Run.
 	Close() error

@@ -8,6 +8,7 @@ type VMState struct {
 	IOAPIC  []byte    // struct kvm_ioapic_state
 	PIT     []byte    // struct kvm_pit_state2
 	ClockNs uint64    // kvm-clock, nanoseconds since the VM was created
+	TSC     uint64    // of the first vCPU when the clock was read; 0 if unknown
 }
 
 // VCPUState is the whole state of one vCPU (amd64).

@@ -81,9 +81,6 @@ func (m *Machine) load(st *State) error {
 	}
 	m.serial.state = st.Serial
 	m.quiet = true // a restored transport stands still until Resume
-	if err := m.vm.Restore(st.VM); err != nil {
-		return fmt.Errorf("restore VM: %w", err)
-	}
 	for i, v := range st.VCPUs {
 		if v == nil {
 			return fmt.Errorf("restore vCPU %d: no state", i)
@@ -91,6 +88,9 @@ func (m *Machine) load(st *State) error {
 		if err := m.vm.VCPU(i).Restore(v); err != nil {
 			return fmt.Errorf("restore vCPU %d: %w", i, err)
 		}
+	}
+	if err := m.vm.Restore(st.VM); err != nil {
+		return fmt.Errorf("restore VM: %w", err)
 	}
 	for i, s := range m.slots {
 		if err := s.transport.Restore(st.Devices[i]); err != nil {

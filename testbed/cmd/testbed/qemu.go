@@ -38,7 +38,8 @@ func (o *options) prepareQEMU() (kernel string, err error) {
 	if o.kernel != "" {
 		return o.kernel, nil
 	}
-	out, err := tool(filepath.Join(o.root, "guest/kernel/build"), "testbed", filepath.Join(o.root, "testbed/kernel.config")).Output()
+	dir := filepath.Join(o.root, "testbed")
+	out, err := tool(filepath.Join(o.root, "guest/kernel/build"), "--patch", filepath.Join(dir, "kernel.patch"), "testbed", filepath.Join(dir, "kernel.config")).Output()
 	if err != nil {
 		return "", fmt.Errorf("build the emulated host's kernel: %w", err)
 	}
