@@ -72,12 +72,12 @@ test-vm: build
 	$(call say,tests with real guests)
 	@mkdir -p $(BUILD)/test
 	for p in $(VM_PACKAGES); do go test -c -o $(BUILD)/test/$${p//\//-}.test ./$$p; done
-	SUPERMACHINE_REQUIRE_KVM=1 $(TESTBED) --mem $(VM_MEMORY) --time-limit 1500 --again 2 -- scripts/test-vm $(VM_PACKAGES)
+	SUPERMACHINE_REQUIRE_KVM=1 scripts/test-vm 6 $(VM_PACKAGES)
 
 soak: all images testbed build ## the tests with real guests that take minutes, and others longer (an hour)
 	@mkdir -p $(BUILD)/test
 	go test -c -o $(BUILD)/test/core.test ./core
-	SUPERMACHINE_SOAK=1 SUPERMACHINE_REQUIRE_KVM=1 $(TESTBED) --mem $(VM_MEMORY) --time-limit 5400 --again 2 -- scripts/test-vm core
+	SUPERMACHINE_SOAK=1 SUPERMACHINE_REQUIRE_KVM=1 TEST_VM_LIMIT=7200 scripts/test-vm 2 core
 
 bench: all images testbed ## measure, with the floors in the same run: build/bench.json
 	bench/run

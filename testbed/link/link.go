@@ -36,6 +36,7 @@ const (
 	Resize                 // to the guest: a Size
 	Exit                   // to the host: a Status; the last frame
 	Failed                 // to the host: why the command could not be started, as text; the last frame
+	Alive                  // to the host: nothing; each CPU has run something and taken an interrupt
 )
 
 // MaxFrame is the most bytes that a frame may hold.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"sync"
 	"syscall"
 
@@ -53,6 +54,7 @@ func run(cmd *link.Command, control port, out *link.Writer) error {
 	}
 	go copyIn(in, std.stdin, cmd.Terminal != nil)
 	go obey(control, pid, std)
+	go beat(out)
 
 	status, err := reap(pid)
 	if err != nil {
@@ -153,6 +155,27 @@ func obey(control port, pid int, std stdio) {
 				resize(std.stdout, size)
 			}
 		}
+	}
+}
+
+// beat tells every few seconds that no CPU has died.
+func beat(out *link.Writer) {
+	runtime.LockOSThread()
+	var all unix.CPUSet
+	if unix.SchedGetaffinity(0, &all) != nil {
+		return
+	}
+	for {
+		for cpu := range all.Count() {
+			var one unix.CPUSet
+			one.Set(cpu)
+			unix.SchedSetaffinity(0, &one)
+			unix.Nanosleep(&unix.Timespec{Nsec: 1e6}, nil) // ends with the CPU's own timer
+		}
+		if out.Bytes(link.Alive, nil) != nil {
+			return
+		}
+		unix.Nanosleep(&unix.Timespec{Sec: 3}, nil)
 	}
 }
 

@@ -23,6 +23,8 @@ import (
 const (
 	upLimit      = 2 * time.Minute // for the emulated host to come up, on a machine that is busy
 	killLimit    = 5 * time.Second // for the command to end after it was killed, and for its files to be written
+	beatLimit    = 24              // how often beatTick may pass without a sign of life
+	beatTick     = 5 * time.Second // on a machine that stood still it passes once, however long that was
 	interruptGap = 5 * time.Second // two interrupts within this time end the emulated host
 )
 
@@ -76,8 +78,20 @@ func emulateOnce(o *options, cmd *link.Command, kernel string, signals <-chan os
 		}
 	}
 	out := link.NewWriter(q.control)
-	began, done := make(chan struct{}), make(chan outcome, 1)
-	go func() { done <- serve(q, out, cmd, began, stdin) }()
+	began, alive, done := make(chan struct{}), make(chan struct{}), make(chan outcome, 1)
+	ended := make(chan struct{})
+	defer close(ended)
+	go func() {
+		done <- serve(q, out, cmd, stdin, func() { close(began) }, func() {
+			select {
+			case alive <- struct{}{}:
+			case <-ended:
+			}
+		})
+	}()
+	tick := time.NewTicker(beatTick)
+	defer tick.Stop()
+	missed := 0
 
 	var limit <-chan time.Time
 	if o.timeLimit > 0 {
@@ -96,6 +110,12 @@ func emulateOnce(o *options, cmd *link.Command, kernel string, signals <-chan os
 			return r.status, r.err
 		case <-began:
 			began, up = nil, nil
+		case <-alive:
+			missed = 0
+		case <-tick.C:
+			if missed++; began == nil && missed >= beatLimit {
+				return exitBroken, q.broken("hangs")
+			}
 		case <-up:
 			return exitBroken, q.broken(fmt.Sprintf("is not up after %v", upLimit))
 		case <-q.console.hung:
@@ -128,8 +148,8 @@ func emulateOnce(o *options, cmd *link.Command, kernel string, signals <-chan os
 	}
 }
 
-// serve exchanges frames with the init until the last one. It closes began when the command runs.
-func serve(q *qemu, out *link.Writer, cmd *link.Command, began chan<- struct{}, stdin io.Reader) outcome {
+// serve exchanges frames with the init until the last one. It calls began when the command runs, and alive at each sign of life after that.
+func serve(q *qemu, out *link.Writer, cmd *link.Command, stdin io.Reader, began, alive func()) outcome {
 	for {
 		kind, b, err := link.Read(q.control)
 		if err != nil {
@@ -141,8 +161,10 @@ func serve(q *qemu, out *link.Writer, cmd *link.Command, began chan<- struct{}, 
 			cmd.Now = time.Now()
 			err = out.Value(link.Start, cmd)
 		case link.Began:
-			close(began)
+			began()
 			go sendStdin(q.stdin, stdin)
+		case link.Alive:
+			alive()
 		case link.Stdout:
 			_, err = os.Stdout.Write(b)
 		case link.Stderr:

@@ -74,7 +74,7 @@ func startQEMU(o *options, kernel string) (*qemu, error) {
 		"-kernel", kernel, "-initrd", "/proc/self/fd/3",
 		// With nested paging TCG sometimes leaves a guest twice for one exit; the second time overwrites the guest's state with the host's, and
 		// its vCPU stands still for ever. Shadow paging is as fast here.
-		"-append", "console=ttyS0 quiet panic=-1 printk.time=1 random.trust_cpu=on kvm_amd.npt=0 "+tscParameter(),
+		"-append", "console=ttyS0 quiet panic=-1 oops=panic printk.time=1 random.trust_cpu=on kvm_amd.npt=0 "+tscParameter(),
 		"-virtfs", "local,path=/,mount_tag=host,security_model=none,multidevs=remap",
 		"-device", "virtio-serial-pci,max_ports=3",
 		"-chardev", "socket,id=control,fd=4", "-device", "virtserialport,chardev=control,nr=1,name="+link.Control,
