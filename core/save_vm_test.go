@@ -119,7 +119,6 @@ func TestPausedVMsAreNotSaved(t *testing.T) {
 
 // However a VM ends while it is saved or forked: that is said, what was made is whole, and nothing else is left.
 func TestVMsThatEndWhileTheyAreSaved(t *testing.T) {
-	t.Parallel()
 	dir := t.TempDir()
 	store, err := core.OpenSnapshots(dir, nil)
 	require.NoError(t, err)

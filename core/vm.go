@@ -241,10 +241,21 @@ func (vm *VM) closeForwards() {
 	}
 }
 
+// lastWords is how long a guest may take from the end of its agent, without which it does not last, to its own.
+const lastWords = 5 * time.Second
+
 // wrapEnded gives err its operation, and ErrVMEnded as its code if the VM is no more.
 func (vm *VM) wrapEnded(op string, err error) error {
 	if err == nil {
 		return nil
+	}
+	if errors.Is(err, agent.ErrClosed) && !errors.Is(err, context.Canceled) { // a guest that shuts down closes its connections some time before its end
+		timer := time.NewTimer(lastWords)
+		defer timer.Stop()
+		select {
+		case <-vm.Done():
+		case <-timer.C:
+		}
 	}
 	select {
 	case <-vm.Done():
