@@ -20,7 +20,7 @@ import (
 // What other monitors have shipped and had to mend: each of these was once a bug of a restore.
 
 // complaints are what a kernel says whose time or CPUs went wrong.
-var complaints = []string{"lockup", "stall", "clocksource", "hung_task", "blocked for more than", "BUG:", "WARNING:", "Call Trace", "I/O error"}
+var complaints = []string{"lockup", "stall", "unstable", "hung_task", "blocked for more than", "BUG:", "WARNING:", "Call Trace", "I/O error"}
 
 // healthy checks that nothing of that is in the guest's log, which a copy has inherited, since its boot.
 func healthy(t *testing.T, vm *core.VM) {
