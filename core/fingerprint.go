@@ -57,19 +57,17 @@ func (b BakeSpec) fingerprint(img *Image, guest string, command []string) (strin
 // GuestDigest identifies the kernel and initramfs that VMs of a configuration boot, of which AssetsDir and StateDir count. Reading them is
 // spared as long as they are the same files.
 func GuestDigest(cfg Config) (string, error) {
+	cfg, err := cfg.withDefaults("guest")
+	if err != nil {
+		return "", err
+	}
 	assets, err := FindAssets(cfg.AssetsDir)
 	if err != nil {
 		return "", err
 	}
-	stateDir := cfg.StateDir
-	if stateDir == "" {
-		if stateDir, err = HomeDir(); err != nil {
-			return "", err
-		}
-	}
 	h := sha256.New()
 	for _, path := range []string{assets.Kernel, assets.Initramfs} {
-		sum, err := fileDigest(stateDir, path)
+		sum, err := fileDigest(cfg.StateDir, path)
 		if err != nil {
 			return "", err
 		}

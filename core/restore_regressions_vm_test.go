@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -20,13 +21,19 @@ import (
 // What other monitors have shipped and had to mend: each of these was once a bug of a restore.
 
 // complaints are what a kernel says whose time or CPUs went wrong.
-var complaints = []string{"lockup", "stall", "unstable", "hung_task", "blocked for more than", "BUG:", "WARNING:", "Call Trace", "I/O error"}
+var complaints = []string{"lockup", "stall", "clocksource", "hung_task", "blocked for more than", "BUG:", "WARNING:", "Call Trace", "I/O error"}
+
+// slowHost is what a kernel says that could not compare two clocks in time.
+var slowHost = regexp.MustCompile(`(?m)^.*clocksource: Long readout interval, skipping watchdog check.*$`)
 
 // healthy checks that nothing of that is in the guest's log, which a copy has inherited, since its boot.
 func healthy(t *testing.T, vm *core.VM) {
 	t.Helper()
 	log := vmtest.Shell(t, vm, "dmesg")
 	_, log, _ = strings.Cut(log, "Run /init") // what comes before lists the clock sources
+	if os.Getenv("SUPERMACHINE_TESTBED") != "" {
+		log = slowHost.ReplaceAllString(log, "") // the guest stood still for a second there, which is nobody's fault
+	}
 	for _, c := range complaints {
 		require.NotContains(t, log, c)
 	}

@@ -72,12 +72,13 @@ func (vm *VM) Save() (*hypervisor.VMState, error) {
 	if err := ioctlPtr(vm.fd, kvmGetPIT2, &st.PIT[0], "KVM_GET_PIT2"); err != nil {
 		return nil, err
 	}
-	err := vm.atTSC(func(uint64) error {
+	var err error
+	st.TSC, err = vm.atTSC(func(uint64) error {
 		var clock clockData
 		err := ioctlPtr(vm.fd, kvmGetClock, &clock, "KVM_GET_CLOCK")
 		st.ClockNs = clock.clock
 		return err
-	}, &st.TSC)
+	})
 	return st, err
 }
 
@@ -97,28 +98,28 @@ func (vm *VM) Restore(st *hypervisor.VMState) error {
 	if err := ioctlPtr(vm.fd, kvmSetPIT2, &st.PIT[0], "KVM_SET_PIT2"); err != nil {
 		return err
 	}
-	return vm.atTSC(func(tsc uint64) error {
+	_, err := vm.atTSC(func(tsc uint64) error {
 		return ioctlPtr(vm.fd, kvmSetClock, &clockData{clock: vm.clockAt(tsc, st)}, "KVM_SET_CLOCK")
-	}, nil)
+	})
+	return err
 }
 
-// atTSC calls f, which reads or sets kvm-clock, with the first vCPU's TSC, 0 if that cannot be read. As guests watch one against the other,
-// f is called anew if it took long: this thread may have stood still between the two. The TSC halfway through f goes to at.
-func (vm *VM) atTSC(f func(tsc uint64) error, at *uint64) error {
+// atTSC calls f, which reads or sets kvm-clock, with the first vCPU's TSC, and returns the TSC halfway through f. Both are 0 if it cannot be
+// read: the clock is only less exact then. As guests watch one against the other, f is called anew if it took long: this thread may have
+// stood still between the two.
+func (vm *VM) atTSC(f func(tsc uint64) error) (uint64, error) {
 	for try := 1; ; try++ {
-		before, err := vm.tsc()
-		if ferr := f(before); ferr != nil || err != nil {
-			return ferr // without a TSC the clock is only less exact
+		before, unread := vm.tsc()
+		if err := f(before); err != nil || unread != nil {
+			return 0, err
 		}
-		after, err := vm.tsc()
-		if err != nil {
-			return nil
+		after, unread := vm.tsc()
+		if unread != nil {
+			return 0, nil
 		}
-		if at != nil {
-			*at = before + (after-before)/2
-		}
-		if micros := (after - before) * 1000 / max(1, uint64(vm.vcpus[0].frequency())); micros < 100 || try == 8 { // 3 µs are usual
-			return nil
+		took := after - before
+		if micros := took * 1000 / max(1, uint64(vm.vcpus[0].frequency())); micros < 100 || try == 8 { // 3 µs are usual
+			return before + took/2, nil
 		}
 	}
 }

@@ -104,6 +104,9 @@ func (w *want) restore(ctx context.Context, stderr io.Writer) (vm *core.VM, atta
 		fmt.Fprintln(stderr, "supermachine: warning: no snapshots are used:", err)
 		return nil, false, nil
 	}
+	if len(all) == 0 {
+		return nil, false, nil
+	}
 	if w.guest, err = core.GuestDigest(w.cfg); core.CodeOf(err) == core.ErrAssets {
 		w.guest, err = "", nil // a snapshot can do without
 	}

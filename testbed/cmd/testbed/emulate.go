@@ -78,17 +78,8 @@ func emulateOnce(o *options, cmd *link.Command, kernel string, signals <-chan os
 		}
 	}
 	out := link.NewWriter(q.control)
-	began, alive, done := make(chan struct{}), make(chan struct{}), make(chan outcome, 1)
-	ended := make(chan struct{})
-	defer close(ended)
-	go func() {
-		done <- serve(q, out, cmd, stdin, func() { close(began) }, func() {
-			select {
-			case alive <- struct{}{}:
-			case <-ended:
-			}
-		})
-	}()
+	began, alive, done := make(chan struct{}), make(chan struct{}, 1), make(chan outcome, 1)
+	go func() { done <- serve(q, out, cmd, stdin, began, alive) }()
 	tick := time.NewTicker(beatTick)
 	defer tick.Stop()
 	missed := 0
@@ -148,8 +139,9 @@ func emulateOnce(o *options, cmd *link.Command, kernel string, signals <-chan os
 	}
 }
 
-// serve exchanges frames with the init until the last one. It calls began when the command runs, and alive at each sign of life after that.
-func serve(q *qemu, out *link.Writer, cmd *link.Command, stdin io.Reader, began, alive func()) outcome {
+// serve exchanges frames with the init until the last one. It closes began when the command runs, and alive holds something after each sign
+// of life.
+func serve(q *qemu, out *link.Writer, cmd *link.Command, stdin io.Reader, began, alive chan<- struct{}) outcome {
 	for {
 		kind, b, err := link.Read(q.control)
 		if err != nil {
@@ -161,10 +153,13 @@ func serve(q *qemu, out *link.Writer, cmd *link.Command, stdin io.Reader, began,
 			cmd.Now = time.Now()
 			err = out.Value(link.Start, cmd)
 		case link.Began:
-			began()
+			close(began)
 			go sendStdin(q.stdin, stdin)
 		case link.Alive:
-			alive()
+			select {
+			case alive <- struct{}{}:
+			default: // one that is not seen yet says the same
+			}
 		case link.Stdout:
 			_, err = os.Stdout.Write(b)
 		case link.Stderr:
