@@ -66,10 +66,10 @@ func (p *peer) boot(ctx context.Context) (time.Duration, error) {
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64",
 		"-M", "microvm,accel=kvm,acpi=off,pit=on,pic=on,rtc=off,isa-serial=on,auto-kernel-cmdline=on", "-cpu", "host", "-smp", "1", "-m", strconv.Itoa(core.DefaultMemoryMiB),
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio",
-		// The machine gives its slots to devices from the last to the first, and the guest's disks are known by their order.
-		"-drive", "if=none,id=scratch,format=raw,file="+p.scratch, "-device", "virtio-blk-device,drive=scratch",
-		"-drive", "if=none,id=root,format=raw,readonly=on,file="+p.root, "-device", "virtio-blk-device,drive=root",
-		"-device", "vhost-vsock-device,guest-cid=3", "-device", "virtio-rng-device",
+		// The guest's disks are known by their order, which is from the last bus to the first.
+		"-drive", "if=none,id=root,format=raw,readonly=on,file="+p.root, "-device", "virtio-blk-device,drive=root,bus=virtio-mmio-bus.3",
+		"-drive", "if=none,id=scratch,format=raw,file="+p.scratch, "-device", "virtio-blk-device,drive=scratch,bus=virtio-mmio-bus.2",
+		"-device", "vhost-vsock-device,guest-cid=3,bus=virtio-mmio-bus.1", "-device", "virtio-rng-device,bus=virtio-mmio-bus.0",
 		"-kernel", p.kernel, "-initrd", p.initrd,
 		"-append", "console=ttyS0 quiet reboot=t panic=-1 swiotlb=noforce cryptomgr.notests random.trust_cpu=on")
 	var output bytes.Buffer
