@@ -14,12 +14,14 @@ VM_MEMORY  := 8192
 # Packages whose tests need real guests.
 VM_PACKAGES := core core/machine kvm cmd/supermachine
 FUZZTIME   := 30s
+LIB        := $(BUILD)/lib/libsupermachine.so.1
+PREFIX     := /usr/local
 
 export SUPERMACHINE_ASSETS := $(CURDIR)/$(SHARE)
 
 say = @printf '\n== %s\n' "$(1)" >&2
 
-.PHONY: help all build kernel images testbed demo check lint test test-native test-vm soak bench fuzz clean
+.PHONY: help all build lib abi install kernel images testbed demo check lint test test-native test-vm soak bench fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +35,25 @@ build: ## build the command line and the guest's initramfs (seconds)
 	$(GOBUILD) -o $(BUILD)/guest/init ./guest/init
 	go run ./guest/initramfs/pack $(BUILD)/guest/init > $(INITRAMFS).new
 	mv $(INITRAMFS).new $(INITRAMFS)
+
+lib: ## build libsupermachine (a minute)
+	$(call say,libsupermachine)
+	@mkdir -p $(BUILD)/lib
+	CGO_ENABLED=1 go build -trimpath -buildmode=c-shared -o $(LIB) -ldflags "-s -w -extldflags '-Wl,-soname,$(notdir $(LIB)) \
+		-Wl,--version-script=$(CURDIR)/capi/libsupermachine.map'" ./capi
+	@rm $(LIB:.so.1=.so.h) && ln -sf $(notdir $(LIB)) $(BUILD)/lib/libsupermachine.so
+
+abi: ## write what is made from the table of the library's calls
+	go run ./capi/abigen
+
+install: all lib ## install the command line, the library and the guest: PREFIX=/usr/local DESTDIR=
+	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin $(CLI)
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/supermachine $(KERNEL) $(INITRAMFS)
+	install -D -m 755 -t $(DESTDIR)$(PREFIX)/lib $(LIB)
+	ln -sf $(notdir $(LIB)) $(DESTDIR)$(PREFIX)/lib/libsupermachine.so
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/include include/supermachine.h
+	install -d $(DESTDIR)$(PREFIX)/lib/pkgconfig
+	sed 's,@PREFIX@,$(PREFIX),' capi/supermachine.pc.in > $(DESTDIR)$(PREFIX)/lib/pkgconfig/supermachine.pc
 
 kernel: ## build the guest's kernel (minutes, once)
 	$(call say,guest kernel)
@@ -63,9 +84,11 @@ lint:
 
 test: all images testbed lint test-native test-vm ## every test, those that need guests in the testbed where there is no KVM
 
-test-native:
+test-native: lib
 	$(call say,tests on this machine)
 	go test -race -timeout 15m ./...
+	scripts/install-packages g++
+	capi/ctest/run
 	guest/kernel/check-arm64
 
 test-vm: build

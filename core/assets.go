@@ -16,9 +16,26 @@ type Assets struct {
 	Initramfs string // init and agent, initramfs-ARCH.cpio
 }
 
+var library string
+
+// LoadedFrom says that this package is part of a shared library, and of which file. It is to be called before anything else.
+func LoadedFrom(file string) { library = file }
+
+// program returns the file that holds this package: the shared library, or else the executable.
+func program() (string, error) {
+	file := library
+	if file == "" {
+		var err error
+		if file, err = os.Executable(); err != nil {
+			return "", err
+		}
+	}
+	return filepath.EvalSymlinks(file)
+}
+
 // FindAssets returns the guest's kernel and initramfs. It looks into dir if that is not empty, else into $SUPERMACHINE_ASSETS if that
-// is set, else beside the executable (DIR and DIR/../share/supermachine) and in the system's share directories, and takes the first
-// directory that holds both. The error (ErrAssets) names every directory it looked into.
+// is set, else beside the library or executable (DIR and DIR/../share/supermachine) and in the system's share directories, and takes the
+// first directory that holds both. The error (ErrAssets) names every directory it looked into.
 func FindAssets(dir string) (Assets, error) {
 	var dirs []string
 	switch env := os.Getenv(AssetsEnv); {
@@ -27,11 +44,8 @@ func FindAssets(dir string) (Assets, error) {
 	case env != "":
 		dirs = []string{env}
 	default:
-		if exe, err := os.Executable(); err == nil {
-			if real, err := filepath.EvalSymlinks(exe); err == nil {
-				exe = real
-			}
-			beside := filepath.Dir(exe)
+		if file, err := program(); err == nil {
+			beside := filepath.Dir(file)
 			dirs = append(dirs, beside, filepath.Join(beside, "..", "share", "supermachine"))
 		}
 		dirs = append(dirs, "/usr/local/share/supermachine", "/usr/share/supermachine")

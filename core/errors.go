@@ -3,7 +3,9 @@ package core
 import (
 	"context"
 	"errors"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -54,6 +56,8 @@ const (
 	ErrNoMemory                         // the host has no memory left for the VM
 	ErrExhausted                        // the pool has no VM to give
 	ErrClosed                           // the pool or the snapshot is closed
+	ErrInvalidHandle                    // in the C library: closed, of another kind, or none at all
+	ErrForked                           // in the C library: the process was forked after it was loaded
 )
 
 var codeNames = map[Code]string{
@@ -64,7 +68,12 @@ var codeNames = map[Code]string{
 	ErrCommandNotFound: "command_not_found", ErrNotExecutable: "not_executable", ErrNotFound: "not_found",
 	ErrRefused: "refused", ErrAgent: "agent", ErrPermission: "permission", ErrIO: "io",
 	ErrNotReady: "not_ready", ErrIncompatible: "incompatible", ErrInUse: "in_use", ErrNoMemory: "no_memory",
-	ErrExhausted: "exhausted", ErrClosed: "closed",
+	ErrExhausted: "exhausted", ErrClosed: "closed", ErrInvalidHandle: "invalid_handle", ErrForked: "forked",
+}
+
+// Codes returns the table, in the order of the numbers.
+func Codes() []Code {
+	return slices.Sorted(maps.Keys(codeNames))
 }
 
 // Error returns the code's name, such as "image_not_found".

@@ -47,13 +47,12 @@ func held(t *testing.T) (h holdings) {
 	return h
 }
 
-// leavesNothing runs something again and again, for as long as the time allows but not often, and requires that it leaves nothing behind.
+// leavesNothing runs something again and again and requires that it leaves nothing behind.
 // parent is the VM that f forks or saves, nil for none.
 func leavesNothing(t *testing.T, parent *core.VM, f func(i int)) {
 	t.Helper()
-	const warmUp, atMost = 3, 500
-	atLeast, limit := vmtest.Times(6, 12), time.Duration(vmtest.Times(3, 60))*time.Second
-	for i := range warmUp {
+	n := vmtest.Times(6, 200)
+	for i := range 3 { // warms up
 		f(i)
 	}
 	var before holdings
@@ -63,9 +62,8 @@ func leavesNothing(t *testing.T, parent *core.VM, f func(i int)) {
 		before = held(t)
 		return before == last
 	}, "nothing comes to rest: %+v", before)
-	n := 0
-	for began := time.Now(); n < atLeast || n < atMost && time.Since(began) < limit; n++ {
-		f(n)
+	for i := range n {
+		f(i)
 	}
 	// What Go may keep is less than one for each time; and a thread more comes with its stack, a guard page and an arena of malloc's.
 	slack, mapsOfThread := n-1, 4

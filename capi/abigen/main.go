@@ -1,0 +1,30 @@
+// Command abigen writes what is derived from the table of calls: docs/abi.md, the list of calls for the C side, and the functions' part of
+// include/supermachine.h.
+package main
+
+import (
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/supermachine/supermachine/capi/api"
+)
+
+func main() {
+	header, err := os.ReadFile("include/supermachine.h")
+	if err == nil {
+		var text string
+		if text, err = api.Header(string(header)); err == nil {
+			err = os.WriteFile("include/supermachine.h", []byte(text), 0o644)
+		}
+	}
+	for name, text := range map[string]string{"docs/abi.md": api.Markdown(), "capi/calls.h": api.CallList()} {
+		if err == nil {
+			err = os.WriteFile(name, []byte(text), 0o644)
+		}
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "abigen:", strings.TrimSpace(err.Error()))
+		os.Exit(1)
+	}
+}

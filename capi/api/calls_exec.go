@@ -1,0 +1,238 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/supermachine/supermachine/core"
+)
+
+// process is a program behind a handle.
+type process struct {
+	*core.Process
+	cancel context.CancelFunc // kills it, if it still runs
+}
+
+// program are the options that say what to run.
+type program struct {
+	Args      []string `msgpack:"args" doc:"The program and its arguments; required. A program without a slash is looked up in the guest's PATH."`
+	Env       []string `msgpack:"env" doc:"NAME=value, over the image's environment."`
+	Workdir   string   `msgpack:"workdir" doc:"Working directory; default: the image's."`
+	User      string   `msgpack:"user" doc:"NAME|UID[:GROUP|GID]; default: the image's."`
+	TimeoutMS int64    `msgpack:"timeout_ms" doc:"The whole process group is killed after so many milliseconds; 0: never."`
+}
+
+func (p program) exec() core.Exec {
+	return core.Exec{Args: p.Args, Env: p.Env, Dir: p.Workdir, User: p.User, Timeout: ms(p.TimeoutMS)}
+}
+
+// ms returns milliseconds as a duration. Those that a duration cannot hold are the longest it can.
+func ms(n int64) time.Duration {
+	const most = int64(1<<63-1) / int64(time.Millisecond)
+	return time.Duration(min(n, most)) * time.Millisecond
+}
+
+type exitStatus struct {
+	Code       int   `msgpack:"code" doc:"Exit status, 0 to 255; 128 + signal if a signal ended the program."`
+	Signal     int   `msgpack:"signal" doc:"The signal that ended the program; 0 if it exited."`
+	TimedOut   bool  `msgpack:"timed_out" doc:"timeout_ms passed and the program was killed."`
+	Truncated  bool  `msgpack:"truncated" doc:"A background child still held the output when the program exited; what it wrote later is lost."`
+	DurationUS int64 `msgpack:"duration_us" doc:"From the request to the end, in microseconds."`
+	UserUS     int64 `msgpack:"user_us" doc:"CPU time in user mode, in microseconds."`
+	SystemUS   int64 `msgpack:"system_us" doc:"CPU time in the guest's kernel, in microseconds."`
+	MaxRSS     int64 `msgpack:"max_rss" doc:"Most memory resident at once, in bytes."`
+}
+
+func exitOf(st core.ExitStatus) exitStatus {
+	return exitStatus{
+		Code: st.Code, Signal: int(st.Signal), TimedOut: st.TimedOut, Truncated: st.Truncated, DurationUS: st.Duration.Microseconds(),
+		UserUS: st.User.Microseconds(), SystemUS: st.System.Microseconds(), MaxRSS: st.MaxRSS,
+	}
+}
+
+type runOptions struct {
+	program
+	Stdin []byte `msgpack:"stdin" doc:"What the program reads from its standard input."`
+}
+
+type runResult struct {
+	exitStatus
+	Stdout []byte `msgpack:"stdout" doc:"What it wrote, up to 64 MiB."`
+	Stderr []byte `msgpack:"stderr" doc:"What it wrote to standard error, up to 64 MiB."`
+}
+
+type execOptions struct {
+	program
+	Stdin  bool   `msgpack:"stdin" doc:"Give a stream for standard input; else it is empty."`
+	Stdout bool   `msgpack:"stdout" doc:"Give a stream for standard output; else it is dropped."`
+	Stderr bool   `msgpack:"stderr" doc:"Give a stream for standard error; else it is dropped."`
+	TTY    bool   `msgpack:"tty" doc:"Run it on a terminal: stdout has all its output."`
+	Rows   uint16 `msgpack:"rows" doc:"Size of the terminal; default 24."`
+	Cols   uint16 `msgpack:"cols" doc:"Size of the terminal; default 80."`
+}
+
+type execResult struct {
+	Exec   uint64 `msgpack:"exec" holds:"handle" doc:"The program."`
+	PID    int    `msgpack:"pid" doc:"Its process ID in the guest."`
+	Stdin  int    `msgpack:"stdin" holds:"fd" doc:"Write to it; close it to end the input. -1 if it was not asked for."`
+	Stdout int    `msgpack:"stdout" holds:"fd" doc:"Read from it until its end. -1 if it was not asked for."`
+	Stderr int    `msgpack:"stderr" holds:"fd" doc:"Read from it until its end. -1 if it was not asked for."`
+}
+
+func init() {
+	define("vm_run", KindVM, 0, "Runs a program to its end and collects its output.",
+		func(ctx context.Context, e *env, m *vm, o *runOptions) (runResult, error) {
+			req := o.exec()
+			if len(o.Stdin) > 0 {
+				req.Stdin = strings.NewReader(string(o.Stdin))
+			}
+			out, err := m.Run(ctx, req)
+			return runResult{exitOf(out.ExitStatus), out.Stdout, out.Stderr}, err
+		})
+	define("vm_exec", KindVM, 0, "Starts a program and returns once it runs. Its streams are file descriptors that the caller owns.", startExec)
+	define("vm_start_workload", KindVM, 0, "Starts a program as the workload: it runs by itself, and gets the stop signal when the VM is stopped.",
+		func(ctx context.Context, e *env, m *vm, o *program) (None, error) {
+			return None{}, m.StartWorkload(ctx, o.exec())
+		})
+	define("vm_follow", KindVM, 0, "Attaches to the workload: what the guest has kept of its output comes first, then what it writes. Closing the handle ends the following alone.",
+		followWorkload)
+
+	define("exec_wait", KindExec, 0, "Waits until the program has ended. What it wrote can still be read from its streams.",
+		func(ctx context.Context, e *env, p *process, _ *None) (exitStatus, error) {
+			type result struct {
+				st  core.ExitStatus
+				err error
+			}
+			ended := make(chan result, 1)
+			go func() {
+				st, err := p.Wait()
+				ended <- result{st, err}
+			}()
+			select {
+			case r := <-ended:
+				return exitOf(r.st), r.err
+			case <-ctx.Done():
+				return exitStatus{}, ctx.Err()
+			}
+		})
+	define("exec_signal", KindExec, quick, "Sends a signal to the program's process group. It does nothing after the program's end.",
+		func(ctx context.Context, e *env, p *process, o *struct {
+			Signal string `msgpack:"signal" doc:"Its name, such as TERM or SIGTERM; required."`
+		}) (None, error) {
+			name := strings.ToUpper(o.Signal)
+			if !strings.HasPrefix(name, "SIG") {
+				name = "SIG" + name
+			}
+			sig := unix.SignalNum(name)
+			if sig == 0 {
+				return None{}, &core.Error{Code: core.ErrInvalidArgument, Op: "send a signal", Err: fmt.Errorf("there is no signal %q", o.Signal)}
+			}
+			return None{}, p.Signal(syscall.Signal(sig))
+		})
+	define("exec_resize", KindExec, quick, "Changes the size of the program's terminal. Without a terminal it does nothing.",
+		func(ctx context.Context, e *env, p *process, o *struct {
+			Rows uint16 `msgpack:"rows" doc:"Lines."`
+			Cols uint16 `msgpack:"cols" doc:"Columns."`
+		}) (None, error) {
+			return None{}, p.Resize(o.Rows, o.Cols)
+		})
+	defineClose("exec_close", KindExec, "Kills the program if it still runs, and gives up its handle. Its streams stay the caller's to close.")
+}
+
+// startExec starts a program. It is killed when the VM's handle is closed.
+func startExec(ctx context.Context, e *env, m *vm, o *execOptions) (execResult, error) {
+	req := o.exec()
+	req.TTY, req.Rows, req.Cols, req.Pipes = o.TTY, o.Rows, o.Cols, true
+	life, cancel := context.WithCancel(m.use.context())
+	stop := context.AfterFunc(ctx, cancel) // while it starts
+	p, err := m.Exec(life, req)
+	if err == nil && !stop() {
+		err = ctx.Err()
+	}
+	if err != nil {
+		cancel()
+		return execResult{}, err
+	}
+	s := &streams{}
+	in, inFD, err1 := s.want(o.Stdin)
+	out, outFD, err2 := s.want(o.Stdout)
+	errOut, errFD, err3 := s.want(o.Stderr && !o.TTY)
+	if err := errors.Join(err1, err2, err3); err != nil {
+		s.close()
+		cancel()
+		return execResult{}, err
+	}
+	copyIn(p.Stdin, in)
+	copyOut(out, p.Stdout)
+	copyOut(errOut, p.Stderr)
+	if in != nil {
+		go func() { // who still writes learns that nobody reads
+			p.Wait()
+			in.Close()
+		}()
+	}
+	return execResult{e.lib.handles.put(KindExec, &process{p, cancel}), p.PID(), inFD, outFD, errFD}, nil
+}
+
+func followWorkload(ctx context.Context, e *env, m *vm, _ *None) (execResult, error) {
+	life, cancel := context.WithCancel(m.use.context())
+	stop := context.AfterFunc(ctx, cancel)
+	s := &streams{}
+	out, outFD, err := s.add()
+	if err != nil {
+		cancel()
+		return execResult{}, err
+	}
+	errOut, errFD, err := s.add()
+	var p *core.Process
+	if err == nil {
+		p, err = m.Follow(life, out, errOut)
+	}
+	if err == nil && !stop() {
+		err = ctx.Err()
+	}
+	if err != nil {
+		cancel()
+		s.close()
+		return execResult{}, err
+	}
+	go func() {
+		p.Wait()
+		out.Close()
+		errOut.Close()
+	}()
+	return execResult{e.lib.handles.put(KindExec, &process{p, cancel}), p.PID(), -1, outFD, errFD}, nil
+}
+
+// copyIn hands what the caller writes to the program; with no conn the program's input is empty.
+func copyIn(to io.WriteCloser, conn *net.UnixConn) {
+	if conn == nil {
+		to.Close()
+		return
+	}
+	go func() {
+		io.Copy(to, conn)
+		to.Close()
+	}()
+}
+
+// copyOut hands what the program writes to the caller; with no conn, or once the caller has closed its end, it is dropped.
+func copyOut(conn *net.UnixConn, from io.ReadCloser) {
+	if conn == nil {
+		from.Close()
+		return
+	}
+	go func() {
+		io.Copy(conn, from)
+		conn.Close()
+		from.Close()
+	}()
+}

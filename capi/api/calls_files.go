@@ -1,0 +1,176 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/supermachine/supermachine/core"
+)
+
+// maxFile is the most that vm_read_file collects.
+const maxFile = 64 << 20
+
+// transfer is a file of the guest that is read or written as a stream.
+type transfer struct {
+	cancel context.CancelFunc
+	conn   net.Conn
+	wanted chan struct{} // closed by file_wait: what was written is all there is
+	once   sync.Once
+	ended  chan struct{}
+	err    error
+}
+
+// whole is what a caller writes. Its end counts only once file_wait was called: a caller that gives up may close the stream first.
+type whole struct {
+	io.Reader
+	life   context.Context
+	wanted chan struct{}
+}
+
+func (w whole) Read(p []byte) (int, error) {
+	n, err := w.Reader.Read(p)
+	if err == io.EOF {
+		select {
+		case <-w.wanted:
+		case <-w.life.Done():
+			err = w.life.Err()
+		}
+	}
+	return n, err
+}
+
+func (t *transfer) closeHandle(context.Context) error {
+	t.cancel()
+	t.conn.Close()
+	return nil
+}
+
+type transferResult struct {
+	File uint64 `msgpack:"file" holds:"handle" doc:"The transfer."`
+	FD   int    `msgpack:"fd" holds:"fd" doc:"The stream; the caller's to close."`
+}
+
+type pathOption struct {
+	Path string `msgpack:"path" doc:"In the guest, absolute; required."`
+}
+
+type writeOptions struct {
+	pathOption
+	Mode uint32 `msgpack:"mode" doc:"Permission bits; default 0644."`
+}
+
+func (o writeOptions) mode() (os.FileMode, error) {
+	switch {
+	case o.Mode == 0:
+		return 0o644, nil
+	case o.Mode > 0o777:
+		return 0, &core.Error{Code: core.ErrInvalidArgument, Op: "write", Object: o.Path, Err: fmt.Errorf("mode %#o is out of range, 0 to 0777 are possible", o.Mode)}
+	}
+	return os.FileMode(o.Mode), nil
+}
+
+func init() {
+	define("vm_read_file", KindVM, 0, "Reads a file of the guest.",
+		func(ctx context.Context, e *env, m *vm, o *struct {
+			pathOption
+			MaxBytes int64 `msgpack:"max_bytes" doc:"A larger file is an error; default and most: 67108864. vm_open_file reads files of any size."`
+		}) (struct {
+			Data []byte `msgpack:"data" doc:"What is in it."`
+		}, error) {
+			var r struct {
+				Data []byte `msgpack:"data" doc:"What is in it."`
+			}
+			limit := o.MaxBytes
+			if limit <= 0 || limit > maxFile {
+				limit = maxFile
+			}
+			f, err := m.ReadFile(ctx, o.Path)
+			if err != nil {
+				return r, err
+			}
+			defer f.Close()
+			r.Data, err = io.ReadAll(io.LimitReader(f, limit+1))
+			if err == nil && int64(len(r.Data)) > limit {
+				r.Data, err = nil, &core.Error{Code: core.ErrLimit, Op: "read", Object: o.Path, Err: fmt.Errorf("it is larger than %d bytes; use a stream", limit)}
+			}
+			return r, err
+		})
+	define("vm_write_file", KindVM, 0, "Creates or replaces a file of the guest. It appears under its name only when all of it is written.",
+		func(ctx context.Context, e *env, m *vm, o *struct {
+			writeOptions
+			Data []byte `msgpack:"data" doc:"What shall be in it."`
+		}) (None, error) {
+			mode, err := o.mode()
+			if err != nil {
+				return None{}, err
+			}
+			return None{}, m.WriteFile(ctx, o.Path, bytes.NewReader(o.Data), mode)
+		})
+	define("vm_open_file", KindVM, 0, "Reads a file of the guest as a stream. After its end file_wait tells whether all of the file was read.",
+		func(ctx context.Context, e *env, m *vm, o *pathOption) (transferResult, error) {
+			return startTransfer(ctx, e, m, func(life context.Context, t *transfer) (func() error, error) {
+				f, err := m.ReadFile(life, o.Path)
+				return func() error {
+					defer f.Close()
+					_, err := io.Copy(t.conn, f)
+					return err
+				}, err
+			})
+		})
+	define("vm_create_file", KindVM, 0, "Creates or replaces a file of the guest with what is written to a stream. Shut the stream's writing side down or close it, then call "+
+		"file_wait: only then the file appears under its name. file_close before that leaves the old file.",
+		func(ctx context.Context, e *env, m *vm, o *writeOptions) (transferResult, error) {
+			mode, err := o.mode()
+			if err != nil {
+				return transferResult{}, err
+			}
+			return startTransfer(ctx, e, m, func(life context.Context, t *transfer) (func() error, error) {
+				return func() error { return m.WriteFile(life, o.Path, whole{t.conn, life, t.wanted}, mode) }, nil
+			})
+		})
+	define("file_wait", KindFile, 0, "Waits for the end of a transfer and tells how it went.",
+		func(ctx context.Context, e *env, t *transfer, _ *None) (None, error) {
+			t.once.Do(func() { close(t.wanted) })
+			select {
+			case <-t.ended:
+				return None{}, t.err
+			case <-ctx.Done():
+				return None{}, ctx.Err()
+			}
+		})
+	defineClose("file_close", KindFile, "Ends a transfer that still runs, and gives up its handle. The stream stays the caller's to close.")
+}
+
+// startTransfer prepares a transfer, and runs it in the background if that succeeds.
+func startTransfer(ctx context.Context, e *env, m *vm, prepare func(context.Context, *transfer) (func() error, error)) (transferResult, error) {
+	conn, fd, err := socketPair()
+	if err != nil {
+		return transferResult{}, err
+	}
+	life, cancel := context.WithCancel(m.use.context())
+	t := &transfer{cancel: cancel, conn: conn, wanted: make(chan struct{}), ended: make(chan struct{})}
+	stop := context.AfterFunc(ctx, cancel)
+	run, err := prepare(life, t)
+	if err == nil && !stop() {
+		err = ctx.Err()
+	}
+	if err != nil {
+		cancel()
+		conn.Close()
+		unix.Close(fd)
+		return transferResult{}, err
+	}
+	go func() {
+		t.err = run()
+		conn.Close()
+		close(t.ended)
+	}()
+	return transferResult{e.lib.handles.put(KindFile, t), fd}, nil
+}

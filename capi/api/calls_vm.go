@@ -1,0 +1,291 @@
+package api
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/supermachine/supermachine/core"
+	"github.com/supermachine/supermachine/core/agent/wire"
+)
+
+type vmResult struct {
+	VM        uint64 `msgpack:"vm" holds:"handle" doc:"The VM."`
+	ID        string `msgpack:"id" doc:"Its random identifier, 12 hexadecimal digits."`
+	Name      string `msgpack:"name" doc:"Its name, which is also the guest's host name."`
+	RestoreID string `msgpack:"restore_id" doc:"The random identifier that the guest was given when it was restored; empty for one that was booted."`
+}
+
+func (l *Library) vmResult(v *core.VM, pooled *core.PooledVM) vmResult {
+	return vmResult{l.handles.put(KindVM, newVM(v, pooled)), v.ID(), v.Name(), v.RestoreID()}
+}
+
+type startOptions struct {
+	Name      string `msgpack:"name" doc:"The VM's name and host name, 1 to 63 of [a-zA-Z0-9-]; default: its ID."`
+	TimeoutMS int64  `msgpack:"timeout_ms" doc:"How long the guest may take until it answers; default 30000."`
+}
+
+func (o startOptions) start() core.StartOptions {
+	return core.StartOptions{Name: o.Name, Timeout: ms(o.TimeoutMS)}
+}
+
+type bootOptions struct {
+	pullOptions
+	Name       string `msgpack:"name" doc:"The VM's name and host name, 1 to 63 of [a-zA-Z0-9-]; default: its ID."`
+	MemoryMiB  int    `msgpack:"memory_mib" doc:"RAM, 64 to 524288; default 256."`
+	VCPUs      int    `msgpack:"vcpus" doc:"1 to 8; default 1."`
+	ScratchMiB int    `msgpack:"scratch_mib" doc:"Size of the writable layer over the image, 16 to 1048576; default 8192. It is allocated as it is written."`
+	TimeoutMS  int64  `msgpack:"timeout_ms" doc:"How long the guest may take until it answers; default 60000."`
+}
+
+type endResult struct {
+	Reason string `msgpack:"reason" doc:"stopped, powered off, rebooted, kernel panic, crashed or host failure."`
+	Detail string `msgpack:"detail" doc:"The kernel's message, or the host's error; else empty."`
+}
+
+type vmInfo struct {
+	ID           string `msgpack:"id" doc:"Random identifier, 12 hexadecimal digits."`
+	Name         string `msgpack:"name" doc:"Name, which is also the guest's host name."`
+	RestoreID    string `msgpack:"restore_id" doc:"The random identifier that the guest was given when it was restored; empty for one that was booted."`
+	Image        string `msgpack:"image" doc:"The reference that its image was pulled by."`
+	Digest       string `msgpack:"digest" doc:"Of the image."`
+	MemoryMiB    int    `msgpack:"memory_mib" doc:"RAM."`
+	VCPUs        int    `msgpack:"vcpus" doc:"Virtual CPUs."`
+	ScratchMiB   int    `msgpack:"scratch_mib" doc:"Size of the writable layer."`
+	GuestPort    uint16 `msgpack:"guest_port" doc:"The workload's TCP port; 0 if none is known."`
+	StartedMS    int64  `msgpack:"started_ms" doc:"When the guest first answered, in milliseconds since 1970."`
+	Running      bool   `msgpack:"running" doc:"It has not ended."`
+	EndReason    string `msgpack:"end_reason" doc:"Why it has ended, as vm_wait says; empty while it runs."`
+	EndDetail    string `msgpack:"end_detail" doc:"More of that."`
+	BalloonBytes int64  `msgpack:"balloon_bytes" doc:"Memory that the guest says it has given up."`
+}
+
+type memoryResult struct {
+	PrivateBytes   int64 `msgpack:"private_bytes" doc:"What the host holds for this VM alone; the rest is shared with others of its snapshot."`
+	TotalBytes     int64 `msgpack:"total_bytes" doc:"Memory that the guest's kernel manages. This and the following are the guest's claims."`
+	FreeBytes      int64 `msgpack:"free_bytes" doc:"Used for nothing."`
+	AvailableBytes int64 `msgpack:"available_bytes" doc:"What programs could get without swapping."`
+	CacheBytes     int64 `msgpack:"cache_bytes" doc:"Caches, mostly of files."`
+	MajorFaults    int64 `msgpack:"major_faults" doc:"Page faults with I/O since boot."`
+	MinorFaults    int64 `msgpack:"minor_faults" doc:"Page faults without I/O since boot."`
+}
+
+func init() {
+	define("vm_start", KindImage, 0, "Starts a VM that goes on from an image's snapshot, with entropy, clock and host name of its own. It returns when the workload runs.",
+		func(ctx context.Context, e *env, i image, o *startOptions) (vmResult, error) {
+			v, err := i.Start(ctx, o.start())
+			if err != nil {
+				return vmResult{}, err
+			}
+			return e.lib.vmResult(v, nil), nil
+		})
+	define("vm_boot", KindStore, 0, "Pulls an OCI image if need be and boots it, without a snapshot. The image's command is not started; vm_start_workload does. Events: progress of the pull.",
+		func(ctx context.Context, e *env, s *store, o *bootOptions) (vmResult, error) {
+			opts, err := o.pull(e)
+			if err != nil {
+				return vmResult{}, err
+			}
+			img, err := s.images.Pull(ctx, o.Ref, opts)
+			if err != nil {
+				return vmResult{}, err
+			}
+			v, err := core.Start(ctx, img, core.Config{
+				Name: o.Name, MemoryMiB: o.MemoryMiB, VCPUs: o.VCPUs, ScratchMiB: o.ScratchMiB, BootTimeout: ms(o.TimeoutMS),
+				AssetsDir: s.assets, StateDir: s.dir,
+			})
+			if err != nil {
+				return vmResult{}, err
+			}
+			return e.lib.vmResult(v, nil), nil
+		})
+	define("vm_info", KindVM, quick, "Describes a VM.",
+		func(ctx context.Context, e *env, m *vm, _ *None) (vmInfo, error) {
+			cfg := m.Config()
+			r := vmInfo{
+				ID: m.ID(), Name: m.Name(), RestoreID: m.RestoreID(), Image: m.Image().Ref, Digest: m.Image().Digest, MemoryMiB: cfg.MemoryMiB,
+				VCPUs: cfg.VCPUs, ScratchMiB: cfg.ScratchMiB, GuestPort: m.GuestPort(), StartedMS: m.Started().UnixMilli(), Running: true,
+				BalloonBytes: m.Balloon(),
+			}
+			select {
+			case <-m.Done():
+				end := m.End()
+				r.Running, r.EndReason, r.EndDetail = false, end.Reason.String(), end.Detail
+			default:
+			}
+			return r, nil
+		})
+	define("vm_memory", KindVM, 0, "Says what memory a VM takes, and what its guest says of it.",
+		func(ctx context.Context, e *env, m *vm, _ *None) (memoryResult, error) {
+			private, err := m.PrivateBytes()
+			if err != nil {
+				return memoryResult{}, err
+			}
+			s, err := m.MemoryStats(ctx)
+			return memoryResult{private, s.Total, s.Free, s.Available, s.Caches, s.MajorFaults, s.MinorFaults}, err
+		})
+	define("vm_set_balloon", KindVM, quick, "Asks the guest to give up memory, which the host gets back. The guest complies as far as it can, without haste.",
+		func(ctx context.Context, e *env, m *vm, o *struct {
+			Bytes int64 `msgpack:"bytes" doc:"How much; 0 returns all of it."`
+		}) (None, error) {
+			return None{}, m.SetBalloon(o.Bytes)
+		})
+	define("vm_wait", KindVM, 0, "Waits until the VM has ended and tells how.",
+		func(ctx context.Context, e *env, m *vm, _ *None) (endResult, error) {
+			end, err := m.Wait(ctx)
+			return endResult{end.Reason.String(), end.Detail}, err
+		})
+	define("vm_stop", KindVM, 0, "Asks the guest to shut down, and stops it by force if it does not. The handle stays open.",
+		func(ctx context.Context, e *env, m *vm, o *struct {
+			GraceMS int64 `msgpack:"grace_ms" doc:"How long the workload may take after its stop signal, in milliseconds; default 10000."`
+		}) (endResult, error) {
+			grace := 10 * time.Second
+			if o.GraceMS > 0 {
+				grace = ms(o.GraceMS)
+			}
+			if err := m.Stop(ctx, grace); err != nil {
+				return endResult{}, err
+			}
+			end := m.End()
+			return endResult{end.Reason.String(), end.Detail}, nil
+		})
+	define("vm_kill", KindVM, quick, "Ends the VM at once, without asking the guest. The handle stays open.",
+		func(ctx context.Context, e *env, m *vm, _ *None) (None, error) {
+			m.Kill()
+			return None{}, nil
+		})
+	define("vm_pause", KindVM, 0, "Stops the guest's processors and devices. Connections wait.",
+		func(ctx context.Context, e *env, m *vm, _ *None) (None, error) { return None{}, m.Pause() })
+	define("vm_resume", KindVM, 0, "Continues a paused VM.",
+		func(ctx context.Context, e *env, m *vm, _ *None) (None, error) { return None{}, m.Resume() })
+	define("vm_fork", KindVM, 0, "Makes VMs that go on from this instant, each with an identity of its own, while this VM goes on too.", fork)
+	define("vm_snapshot", KindVM, 0, "Saves the running VM as an image that others can be started from. The VM runs on.", saveSnapshot)
+	define("vm_console", KindVM, quick, "Returns the last that the guest's kernel and init wrote to the console.",
+		func(ctx context.Context, e *env, m *vm, o *struct {
+			MaxBytes int `msgpack:"max_bytes" doc:"At most so many bytes, of whole lines; default 65536."`
+		}) (struct {
+			Text string `msgpack:"text" doc:"The lines."`
+		}, error) {
+			n := o.MaxBytes
+			if n <= 0 {
+				n = 64 << 10
+			}
+			return struct {
+				Text string `msgpack:"text" doc:"The lines."`
+			}{strings.ToValidUTF8(m.ConsoleTail(n), "\ufffd")}, nil
+		})
+	define("vm_connect", KindVM, 0, "Opens a byte stream to a TCP port on the guest's loopback address.", connect)
+	define("vm_forward", KindVM, 0, "Listens on the host and connects everything that arrives to the guest's TCP port, until the handle or the VM is closed.", startForward)
+	defineClose("vm_close", KindVM, "Gives up a VM. One of its own ends at once, by force; one that was acquired goes back to its pool. Calls that run on it end with an error; "+
+		"programs that were started in it are killed, and their handles stay until they are closed.")
+	define("vm_discard", KindVM, 0, "Like vm_close, but a VM that was acquired is thrown away: the pool starts another.",
+		func(ctx context.Context, e *env, m *vm, _ *None) (None, error) {
+			m.keep = false
+			return None{}, m.closeHandle(ctx)
+		})
+	calls[len(calls)-1].takes = true
+	defineClose("forward_close", KindForward, "Stops listening. Connections that are open stay open.")
+}
+
+type forkOptions struct {
+	N         int      `msgpack:"n" doc:"How many children, 1 to 1024; default 1."`
+	Names     []string `msgpack:"names" doc:"Names and host names of the children, in order; default: their IDs."`
+	TimeoutMS int64    `msgpack:"timeout_ms" doc:"How long each may take until it answers; default 30000."`
+}
+
+type forkResult struct {
+	VMs   []uint64 `msgpack:"vms" holds:"handles" doc:"The children."`
+	IDs   []string `msgpack:"ids" doc:"Their identifiers."`
+	Names []string `msgpack:"names" doc:"Their names."`
+}
+
+func fork(ctx context.Context, e *env, m *vm, o *forkOptions) (forkResult, error) {
+	n := o.N
+	if n == 0 {
+		n = 1
+	}
+	if len(o.Names) > 0 && len(o.Names) != n {
+		return forkResult{}, &core.Error{Code: core.ErrInvalidArgument, Op: "fork VM", Object: m.ID(), Err: fmt.Errorf("%d names are given for %d children", len(o.Names), n)}
+	}
+	children, err := m.Fork(ctx, n, core.ForkOptions{Child: func(i int) core.StartOptions {
+		so := core.StartOptions{Timeout: ms(o.TimeoutMS)}
+		if len(o.Names) > 0 {
+			so.Name = o.Names[i]
+		}
+		return so
+	}})
+	var r forkResult
+	for _, c := range children {
+		one := e.lib.vmResult(c, nil)
+		r.VMs, r.IDs, r.Names = append(r.VMs, one.VM), append(r.IDs, one.ID), append(r.Names, one.Name)
+	}
+	return r, err
+}
+
+type connectResult struct {
+	FD int `msgpack:"fd" holds:"fd" doc:"The stream; the caller's to close."`
+}
+
+func connect(ctx context.Context, e *env, m *vm, o *struct {
+	Port uint16 `msgpack:"port" doc:"1 to 65535; default: the workload's."`
+}) (connectResult, error) {
+	port, err := portOf(m, o.Port)
+	if err != nil {
+		return connectResult{}, err
+	}
+	guest, err := m.Connect(ctx, port)
+	if err != nil {
+		return connectResult{}, err
+	}
+	host, fd, err := socketPair()
+	if err != nil {
+		guest.Close()
+		return connectResult{}, err
+	}
+	go func() {
+		defer guest.Close()
+		defer host.Close()
+		wire.Splice(host, guest)
+	}()
+	return connectResult{fd}, nil
+}
+
+// portOf returns the port that is asked for, the workload's if none is.
+func portOf(m *vm, port uint16) (uint16, error) {
+	if port == 0 {
+		port = m.GuestPort()
+	}
+	if port == 0 {
+		return 0, &core.Error{Code: core.ErrInvalidArgument, Op: "choose a port of VM", Object: m.ID(), Err: fmt.Errorf("the image exposes none; give port")}
+	}
+	return port, nil
+}
+
+type forwardOptions struct {
+	Address string `msgpack:"address" doc:"Where to listen: HOST:PORT, where port 0 takes a free one, or the path of a Unix socket; default 127.0.0.1:0."`
+	Port    uint16 `msgpack:"port" doc:"The guest's, 1 to 65535; default: the workload's."`
+}
+
+type forwardResult struct {
+	Forward uint64 `msgpack:"forward" holds:"handle" doc:"The listener."`
+	Address string `msgpack:"address" doc:"Where it listens."`
+}
+
+func startForward(ctx context.Context, e *env, m *vm, o *forwardOptions) (forwardResult, error) {
+	port, err := portOf(m, o.Port)
+	if err != nil {
+		return forwardResult{}, err
+	}
+	network, address := "tcp", o.Address
+	switch {
+	case address == "":
+		address = "127.0.0.1:0"
+	case strings.HasPrefix(address, "/") || strings.HasPrefix(address, "."):
+		network = "unix"
+	}
+	f, err := m.Forward(network, address, port)
+	if err != nil {
+		return forwardResult{}, err
+	}
+	return forwardResult{e.lib.handles.put(KindForward, forward{f}), f.Addr().String()}, nil
+}
