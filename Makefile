@@ -96,6 +96,7 @@ test-vm: build
 	@mkdir -p $(BUILD)/test
 	for p in $(VM_PACKAGES); do go test -c -o $(BUILD)/test/$${p//\//-}.test ./$$p; done
 	SUPERMACHINE_REQUIRE_KVM=1 scripts/test-vm 6 $(VM_PACKAGES)
+	capi/ctest/run-guests
 
 soak: all images testbed build ## the tests with real guests that take minutes, and others longer (an hour)
 	@mkdir -p $(BUILD)/test

@@ -194,9 +194,10 @@ type forkOptions struct {
 }
 
 type forkResult struct {
-	VMs   []uint64 `msgpack:"vms" holds:"handles" doc:"The children."`
-	IDs   []string `msgpack:"ids" doc:"Their identifiers."`
-	Names []string `msgpack:"names" doc:"Their names."`
+	VMs        []uint64 `msgpack:"vms" holds:"handles" doc:"The children."`
+	IDs        []string `msgpack:"ids" doc:"Their identifiers."`
+	Names      []string `msgpack:"names" doc:"Their names."`
+	RestoreIDs []string `msgpack:"restore_ids" doc:"The random identifiers that they were given."`
 }
 
 func fork(ctx context.Context, e *env, m *vm, o *forkOptions) (forkResult, error) {
@@ -217,7 +218,8 @@ func fork(ctx context.Context, e *env, m *vm, o *forkOptions) (forkResult, error
 	var r forkResult
 	for _, c := range children {
 		one := e.lib.vmResult(c, nil)
-		r.VMs, r.IDs, r.Names = append(r.VMs, one.VM), append(r.IDs, one.ID), append(r.Names, one.Name)
+		r.VMs, r.IDs = append(r.VMs, one.VM), append(r.IDs, one.ID)
+		r.Names, r.RestoreIDs = append(r.Names, one.Name), append(r.RestoreIDs, one.RestoreID)
 	}
 	return r, err
 }
