@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"reflect"
 	"regexp"
 	"strconv"
 	"strings"
@@ -82,6 +83,15 @@ func TestEveryCallSaysWhatItDoes(t *testing.T) {
 		for name, f := range fields(c.Result) {
 			require.NotEmpty(t, f.Tag.Get("doc"), "%s: result %s", c.Name, name)
 		}
+		// The keys are those of the fields: none of an embedded struct hides another.
+		var keys, names []string
+		for k := range unpack(t, pack(t, reflect.Zero(c.Result).Interface())) {
+			keys = append(keys, k)
+		}
+		for name := range fields(c.Result) {
+			names = append(names, name)
+		}
+		require.ElementsMatch(t, names, keys, c.Name)
 	}
 }
 

@@ -78,7 +78,7 @@ type snapshotInfo struct {
 	CreatedMS   int64    `msgpack:"created_ms" doc:"In milliseconds since 1970."`
 	LastUsedMS  int64    `msgpack:"last_used_ms" doc:"In milliseconds since 1970."`
 	Bytes       int64    `msgpack:"bytes" doc:"On disk."`
-	Image       string   `msgpack:"image" doc:"The reference that its image was pulled by."`
+	Ref         string   `msgpack:"ref" doc:"The reference that its OCI image was pulled by."`
 	Digest      string   `msgpack:"digest" doc:"Of that image."`
 	MemoryMiB   int      `msgpack:"memory_mib" doc:"RAM of its VMs."`
 	VCPUs       int      `msgpack:"vcpus" doc:"Virtual CPUs of its VMs."`

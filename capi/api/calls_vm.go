@@ -48,7 +48,7 @@ type vmInfo struct {
 	ID           string `msgpack:"id" doc:"Random identifier, 12 hexadecimal digits."`
 	Name         string `msgpack:"name" doc:"Name, which is also the guest's host name."`
 	RestoreID    string `msgpack:"restore_id" doc:"The random identifier that the guest was given when it was restored; empty for one that was booted."`
-	Image        string `msgpack:"image" doc:"The reference that its image was pulled by."`
+	Ref          string `msgpack:"ref" doc:"The reference that its OCI image was pulled by."`
 	Digest       string `msgpack:"digest" doc:"Of the image."`
 	MemoryMiB    int    `msgpack:"memory_mib" doc:"RAM."`
 	VCPUs        int    `msgpack:"vcpus" doc:"Virtual CPUs."`
@@ -103,7 +103,7 @@ func init() {
 		func(ctx context.Context, e *env, m *vm, _ *None) (vmInfo, error) {
 			cfg := m.Config()
 			r := vmInfo{
-				ID: m.ID(), Name: m.Name(), RestoreID: m.RestoreID(), Image: m.Image().Ref, Digest: m.Image().Digest, MemoryMiB: cfg.MemoryMiB,
+				ID: m.ID(), Name: m.Name(), RestoreID: m.RestoreID(), Ref: m.Image().Ref, Digest: m.Image().Digest, MemoryMiB: cfg.MemoryMiB,
 				VCPUs: cfg.VCPUs, ScratchMiB: cfg.ScratchMiB, GuestPort: m.GuestPort(), StartedMS: m.Started().UnixMilli(), Running: true,
 				BalloonBytes: m.Balloon(),
 			}

@@ -11,7 +11,7 @@ from typing import Any, Dict, Optional
 
 from . import errors
 from ._native import quick as _quick
-from ._vm import VM, Args, Env, Exit, ExitError, Forward, GuestFile, GuestPath, Image, Pool, Process, Progress, Result, Store
+from ._vm import VM, Args, Env, Exit, ExitError, Forward, GuestFile, GuestPath, Image, Pool, Process, Progress, Result, Store, as_args, as_ms
 from .errors import SupermachineError
 
 __all__ = [
@@ -26,8 +26,9 @@ def run(
     progress: Optional[Progress] = None,
 ) -> Result:  # fmt: skip
     """Runs a program in a fresh microVM of an OCI image. The image is pulled and booted once; later calls go on from that snapshot."""
+    argv, _ = as_args(args), as_ms(timeout)  # nothing is pulled for arguments that are wrong
     with Image.from_oci(ref, boot_only=True, memory_mib=memory_mib, vcpus=vcpus, pull=pull, progress=progress) as image, image.start() as vm:
-        return vm.run(args, input=input, env=env, workdir=workdir, user=user, timeout=timeout, check=check)
+        return vm.run(argv, input=input, env=env, workdir=workdir, user=user, timeout=timeout, check=check)
 
 
 def doctor() -> Dict[str, Any]:

@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
-import msgpack
+import msgpack  # type: ignore[import]
 
 from .errors import SupermachineError, error_for
 
@@ -107,7 +107,7 @@ def _pack(options: Dict[str, Any]) -> bytes:
     return bytes(msgpack.packb(given, use_bin_type=True)) if given else b""
 
 
-def quick(name: str, handle: int = 0, **options: Any) -> Dict[str, Any]:
+def quick(name: str, handle: int = 0, /, **options: Any) -> Dict[str, Any]:
     """Makes a call that ends within microseconds."""
     request = _pack(options)
     result = _Bytes()
@@ -171,7 +171,7 @@ class _Local(threading.local):
 _local = _Local()
 
 
-def call(name: str, handle: int = 0, on_event: Optional[Callable[[Dict[str, Any]], None]] = None, **options: Any) -> Dict[str, Any]:
+def call(name: str, handle: int = 0, on_event: Optional[Callable[[Dict[str, Any]], None]] = None, /, **options: Any) -> Dict[str, Any]:
     """Makes a call and waits for its end. Signal handlers run meanwhile; an exception from one, such as KeyboardInterrupt, cancels the call."""
     queue = _local.queue
     if queue is None or queue._pid != os.getpid():

@@ -20,8 +20,9 @@ GuestPath = Union[str, PurePath]
 _H = TypeVar("_H", bound="_Handle")
 
 
-def _args(args: Args) -> List[Any]:
-    if isinstance(args, str):
+def as_args(args: Args) -> List[Any]:
+    """Checks a program's arguments."""
+    if isinstance(args, (str, bytes)):
         raise TypeError("args is a list of the program and its arguments; for a shell command use ['sh', '-c', command]")
     return [a if isinstance(a, (str, bytes)) else os.fspath(a) for a in args]
 
@@ -32,7 +33,11 @@ def _env(env: Optional[Env]) -> Optional[List[str]]:
     return [f"{k}={v}" for k, v in env.items()] if isinstance(env, Mapping) else list(env)
 
 
-def _ms(seconds: Optional[float]) -> Optional[int]:
+def _path(path: "Union[None, str, os.PathLike[str]]") -> Optional[str]:
+    return None if path is None else os.fspath(path)
+
+
+def as_ms(seconds: Optional[float]) -> Optional[int]:
     """Whole milliseconds, at least one of a time that is not zero."""
     if seconds is None:
         return None
@@ -259,7 +264,7 @@ class VM(_Handle):
     ) -> "VM":  # fmt: skip
         """Pulls an OCI image if need be and boots it, without a snapshot. The image's command is not started."""
         return cls(call(
-            "vm_boot", _of(store), progress, ref=ref, name=name, memory_mib=memory_mib, vcpus=vcpus, scratch_mib=scratch_mib, timeout_ms=_ms(timeout),
+            "vm_boot", _of(store), progress, ref=ref, name=name, memory_mib=memory_mib, vcpus=vcpus, scratch_mib=scratch_mib, timeout_ms=as_ms(timeout),
             pull=pull, platform=platform, insecure=insecure,
         ))  # fmt: skip
 
@@ -272,9 +277,9 @@ class VM(_Handle):
         input: what it reads. env: over the image's environment. timeout: seconds, after which it is killed and the result says timed_out.
         check: raise an ExitError unless it exits with 0.
         """
-        argv = _args(args)
+        argv = as_args(args)
         r = call(
-            "vm_run", self._handle, args=argv, stdin=input, env=_env(env), workdir=None if workdir is None else str(workdir), user=user, timeout_ms=_ms(timeout)
+            "vm_run", self._handle, args=argv, stdin=input, env=_env(env), workdir=_path(workdir), user=user, timeout_ms=as_ms(timeout)
         )
         result = Result(**_exit(r), stdout=r["stdout"] or b"", stderr=r["stderr"] or b"")
         if check and result.code != 0:
@@ -287,13 +292,13 @@ class VM(_Handle):
     ) -> Process:  # fmt: skip
         """Starts a program and returns once it runs. stdin, stdout, stderr: which streams are wanted. tty: run it on a terminal."""
         return Process(call(
-            "vm_exec", self._handle, args=_args(args), stdin=stdin, stdout=stdout, stderr=stderr, tty=tty, rows=rows, cols=cols, env=_env(env),
-            workdir=None if workdir is None else str(workdir), user=user, timeout_ms=_ms(timeout),
+            "vm_exec", self._handle, args=as_args(args), stdin=stdin, stdout=stdout, stderr=stderr, tty=tty, rows=rows, cols=cols, env=_env(env),
+            workdir=_path(workdir), user=user, timeout_ms=as_ms(timeout),
         ))  # fmt: skip
 
     def start_workload(self, args: Args, *, env: Optional[Env] = None, workdir: Optional[GuestPath] = None, user: Optional[str] = None) -> None:
         """Starts a program as the workload: it runs by itself, and gets the stop signal when the VM is stopped."""
-        call("vm_start_workload", self._handle, args=_args(args), env=_env(env), workdir=None if workdir is None else str(workdir), user=user)
+        call("vm_start_workload", self._handle, args=as_args(args), env=_env(env), workdir=_path(workdir), user=user)
 
     def logs(self) -> Process:
         """Attaches to the workload: what the guest has kept of its output comes first, then what it writes. Closing ends the following alone."""
@@ -313,19 +318,19 @@ class VM(_Handle):
 
     def read_file(self, path: GuestPath) -> bytes:
         """Reads a file of the guest, of up to 64 MiB."""
-        return bytes(call("vm_read_file", self._handle, path=str(path))["data"] or b"")
+        return bytes(call("vm_read_file", self._handle, path=_path(path))["data"] or b"")
 
     def write_file(self, path: GuestPath, data: Union[bytes, str], mode: Optional[int] = None) -> None:
         """Creates or replaces a file of the guest, all or nothing. mode: permission bits, default 0o644."""
-        call("vm_write_file", self._handle, path=str(path), data=data.encode() if isinstance(data, str) else data, mode=mode)
+        call("vm_write_file", self._handle, path=_path(path), data=data.encode() if isinstance(data, str) else data, mode=mode)
 
     def open_file(self, path: GuestPath) -> GuestFile:
         """Reads a file of the guest, of any size, as a stream."""
-        return GuestFile(call("vm_open_file", self._handle, path=str(path)), "rb")
+        return GuestFile(call("vm_open_file", self._handle, path=_path(path)), "rb")
 
     def create_file(self, path: GuestPath, mode: Optional[int] = None) -> GuestFile:
         """Creates or replaces a file of the guest with what is written to a stream. It appears when it is committed, as a with block does at its end."""
-        return GuestFile(call("vm_create_file", self._handle, path=str(path), mode=mode), "wb")
+        return GuestFile(call("vm_create_file", self._handle, path=_path(path), mode=mode), "wb")
 
     def upload(self, source: Union[str, Path], path: GuestPath) -> None:
         """Copies a file of the host into the guest."""
@@ -368,7 +373,7 @@ class VM(_Handle):
 
     def stop(self, grace: Optional[float] = None) -> str:
         """Asks the guest to shut down, and stops it by force if it does not within grace seconds (default 10). Tells how it ended."""
-        return str(call("vm_stop", self._handle, grace_ms=_ms(grace))["reason"])
+        return str(call("vm_stop", self._handle, grace_ms=as_ms(grace))["reason"])
 
     def kill(self) -> None:
         """Ends the VM at once."""
@@ -407,8 +412,8 @@ class Image(_Handle):
         command = None if ready is None or isinstance(ready, str) else list(ready)
         return cls(call(
             "image_from_oci", _of(store), progress, ref=ref, name=name, entrypoint=entrypoint, cmd=cmd, env=_env(env), user=user,
-            workdir=None if workdir is None else str(workdir), boot_only=boot_only, memory_mib=memory_mib, vcpus=vcpus, scratch_mib=scratch_mib, guest_port=guest_port,
-            ready=ready if isinstance(ready, str) else None, ready_command=command, warmup=warmup, timeout_ms=_ms(timeout), pull=pull, platform=platform,
+            workdir=_path(workdir), boot_only=boot_only, memory_mib=memory_mib, vcpus=vcpus, scratch_mib=scratch_mib, guest_port=guest_port,
+            ready=ready if isinstance(ready, str) else None, ready_command=command, warmup=warmup, timeout_ms=as_ms(timeout), pull=pull, platform=platform,
             insecure=insecure,
         ))  # fmt: skip
 
@@ -419,11 +424,15 @@ class Image(_Handle):
 
     def start(self, name: Optional[str] = None, *, timeout: Optional[float] = None) -> VM:
         """Starts a VM, with entropy, clock and host name of its own."""
-        return VM(call("vm_start", self._handle, name=name, timeout_ms=_ms(timeout)))
+        return VM(call("vm_start", self._handle, name=name, timeout_ms=as_ms(timeout)))
 
     def acquire(self) -> VM:
         """Takes a VM from the image's own pool, which keeps one ready. Closing it gives it back."""
         return VM(call("image_acquire", self._handle))
+
+    def pool_stats(self) -> Dict[str, int]:
+        """Says what the image's own pool has and has done; the keys are those of sm_pool_stats."""
+        return quick("image_pool_stats", self._handle)
 
     def info(self) -> Dict[str, Any]:
         """Describes the image; the keys are those of sm_image_info."""
@@ -435,7 +444,7 @@ class Image(_Handle):
     ) -> "Pool":  # fmt: skip
         """Makes a pool of VMs: min kept ready, max at most, idle_timeout seconds until a surplus is closed, acquire_timeout seconds to wait for one."""
         return Pool(quick(
-            "pool_new", self._handle, min=min, max=max, idle_timeout_ms=_ms(idle_timeout), acquire_timeout_ms=_ms(acquire_timeout), replace=replace
+            "pool_new", self._handle, min=min, max=max, idle_timeout_ms=as_ms(idle_timeout), acquire_timeout_ms=as_ms(acquire_timeout), replace=replace
         )["pool"])  # fmt: skip
 
 
@@ -459,7 +468,7 @@ class Store(_Handle):
     _kind = "store"
 
     def __init__(self, dir: Union[None, str, Path] = None, *, assets: Union[None, str, Path] = None) -> None:
-        super().__init__(quick("store_open", 0, dir=None if dir is None else str(dir), assets=None if assets is None else str(assets))["store"])
+        super().__init__(quick("store_open", 0, dir=_path(dir), assets=_path(assets))["store"])
 
     def pull(
         self, ref: str, *, pull: Optional[str] = None, platform: Optional[str] = None, insecure: Optional[Sequence[str]] = None, progress: Optional[Progress] = None
@@ -489,7 +498,7 @@ class Store(_Handle):
 
     def prune(self, *, older: Optional[float] = None, max_bytes: Optional[int] = None, unreferenced: bool = False, all: bool = False) -> List[Dict[str, Any]]:
         """Deletes the snapshots that may go, and describes them. older: not used for so many seconds."""
-        return list(call("store_prune", self._handle, older_ms=_ms(older), max_bytes=max_bytes, unreferenced=unreferenced, all=all)["snapshots"])
+        return list(call("store_prune", self._handle, older_ms=as_ms(older), max_bytes=max_bytes, unreferenced=unreferenced, all=all)["snapshots"])
 
     def flatten(self, name: str) -> str:
         """Makes a snapshot that holds everything itself from one that holds differences, and returns its ID."""
