@@ -21,7 +21,7 @@ export SUPERMACHINE_ASSETS := $(CURDIR)/$(SHARE)
 
 say = @printf '\n== %s\n' "$(1)" >&2
 
-.PHONY: help all build lib abi install kernel images testbed demo check lint test test-native test-vm soak bench fuzz clean
+.PHONY: help all build lib abi install wheel kernel images testbed demo check lint test test-native test-vm soak bench fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,10 @@ install: all lib ## install the command line, the library and the guest: PREFIX=
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/include include/supermachine.h
 	install -d $(DESTDIR)$(PREFIX)/lib/pkgconfig
 	sed 's,@PREFIX@,$(PREFIX),' capi/supermachine.pc.in > $(DESTDIR)$(PREFIX)/lib/pkgconfig/supermachine.pc
+
+wheel: all lib ## build the Python package with all that it needs: dist/supermachine-*.whl
+	$(call say,Python package)
+	bindings/python/build-wheel
 
 kernel: ## build the guest's kernel (minutes, once)
 	$(call say,guest kernel)
@@ -89,6 +93,7 @@ test-native: lib
 	go test -race -timeout 15m ./...
 	scripts/install-packages g++
 	capi/ctest/run
+	bindings/python/run-tests
 	guest/kernel/check-arm64
 
 test-vm: build
@@ -97,6 +102,7 @@ test-vm: build
 	for p in $(VM_PACKAGES); do go test -c -o $(BUILD)/test/$${p//\//-}.test ./$$p; done
 	SUPERMACHINE_REQUIRE_KVM=1 scripts/test-vm 6 $(VM_PACKAGES)
 	capi/ctest/run-guests
+	bindings/python/run-tests guests
 
 soak: all images testbed build ## the tests with real guests that take minutes, and others longer (an hour)
 	@mkdir -p $(BUILD)/test

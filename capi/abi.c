@@ -145,3 +145,10 @@ SM_API int32_t sm_call_cancel(uint64_t call) {
 	goCallCancel(call);
 	return SM_OK;
 }
+
+SM_API int32_t sm_call_abandon(uint64_t call) {
+	if (atomic_load(&forked))
+		return SM_ERR_FORKED;
+	goCallAbandon(call);
+	return SM_OK;
+}

@@ -74,4 +74,7 @@ func goQueueClose(queue C.uint64_t) C.int32_t {
 //export goCallCancel
 func goCallCancel(call C.uint64_t) { library.Cancel(uint64(call)) }
 
+//export goCallAbandon
+func goCallAbandon(call C.uint64_t) { library.Abandon(uint64(call)) }
+
 func main() {}

@@ -135,6 +135,10 @@ SM_API int32_t sm_queue_close(uint64_t queue);
  * ended is left alone. */
 SM_API int32_t sm_call_cancel(uint64_t call);
 
+/* Cancels a call of which nothing is wanted any more: what it has made or still makes is released, and nothing of it comes out of its queue. A
+ * result that was taken from the queue before is the caller's. */
+SM_API int32_t sm_call_abandon(uint64_t call);
+
 /* The calls, from the table in capi/api. */
 
 /* Runs a program to its end and collects its output. Handle: vm. Blocks until it is done. */

@@ -247,14 +247,26 @@ func TestResultsThatNobodyTakesAreReleased(t *testing.T) {
 		<-gate
 		return testResult{e.lib.handles.put(KindExec, o), fd}, nil
 	})
-	for name, closeWhen := range map[string]func(l *Library, queue uint64, fd int){
-		"in the queue": func(l *Library, queue uint64, fd int) {
+	for name, closeWhen := range map[string]func(l *Library, queue, call uint64, fd int){
+		"in the queue": func(l *Library, queue, call uint64, fd int) {
 			gate <- struct{}{}
 			unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 10_000)
 			require.NoError(t, l.CloseQueue(queue))
 		},
-		"still to come": func(l *Library, queue uint64, fd int) {
+		"still to come": func(l *Library, queue, call uint64, fd int) {
 			require.NoError(t, l.CloseQueue(queue))
+			gate <- struct{}{}
+		},
+		"abandoned in the queue": func(l *Library, queue, call uint64, fd int) {
+			gate <- struct{}{}
+			unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 10_000)
+			l.Abandon(call)
+			require.False(t, readable(t, fd))
+			l.Abandon(call)
+			require.NoError(t, l.CloseQueue(queue))
+		},
+		"abandoned before": func(l *Library, queue, call uint64, fd int) {
+			l.Abandon(call)
 			gate <- struct{}{}
 		},
 	} {
@@ -262,15 +274,17 @@ func TestResultsThatNobodyTakesAreReleased(t *testing.T) {
 			l := New()
 			queue, fd, err := l.OpenQueue()
 			require.NoError(t, err)
-			_, code, _ := l.Start(len(calls)-1, queue, 0, 0, nil)
+			call, code, _ := l.Start(len(calls)-1, queue, 0, 0, nil)
 			require.EqualValues(t, OK, code)
 			o, held := <-objects, <-fds
-			closeWhen(l, queue, fd)
+			closeWhen(l, queue, call, fd)
 			<-o.closed
 			require.Eventually(t, func() bool {
 				_, err := unix.FcntlInt(uintptr(held), unix.F_GETFD, 0)
 				return err == unix.EBADF
 			}, 10e9, 1e6)
+			l.CloseQueue(queue)
+			require.Empty(t, l.handles.open)
 		})
 	}
 }

@@ -86,7 +86,7 @@ func (l *Library) Call(number int, handle uint64, request []byte) (int32, []byte
 }
 
 // Start begins a call whose outcome, and whose events before it, come out of a queue with the given tag. It returns a handle for Cancel,
-// which is closed when the outcome is delivered.
+// which is closed when the outcome is taken.
 func (l *Library) Start(number int, queueHandle, tag, handle uint64, request []byte) (token uint64, code int32, result []byte) {
 	fail := func(err error) (uint64, int32, []byte) {
 		code, result := encodeError(err)
@@ -103,31 +103,48 @@ func (l *Library) Start(number int, queueHandle, tag, handle uint64, request []b
 	q := o.(*Queue)
 	own := append([]byte(nil), request...) // the caller's bytes are its own again when this returns
 	ctx, cancel := context.WithCancel(q.ctx)
-	token = l.handles.put(KindCall, cancel)
+	token = l.handles.put(KindCall, &pending{q, cancel})
+	if !q.begin(token) {
+		cancel()
+		l.handles.take(token, KindCall)
+		return fail(&core.Error{Code: core.ErrInvalidHandle, Op: "call", Object: "sm_" + c.Name, Err: errClosedHandle(KindQueue)})
+	}
 	go func() {
 		defer cancel()
 		result, err := l.do(ctx, c, handle, own, func(event any) {
 			if b, err := msgpack.Marshal(event); err == nil {
-				q.push(Completion{Tag: tag, Call: token, Kind: CompletionEvent, Payload: b})
+				q.event(Completion{Tag: tag, Call: token, Kind: CompletionEvent, Payload: b})
 			}
 		})
-		l.handles.take(token, KindCall)
-		end := Completion{Tag: tag, Call: token, Kind: CompletionResult}
+		end := Completion{Tag: tag, Call: token, Kind: CompletionResult, release: func() {}}
 		if end.Code, end.Payload = l.encode(result, err); end.Code == OK {
 			end.release = func() { l.drop(result) }
 		}
-		if !q.push(end) && end.release != nil {
-			end.release()
-		}
+		q.result(end)
 	}()
 	return token, OK, nil
+}
+
+// pending is a call behind a handle.
+type pending struct {
+	queue  *Queue
+	cancel context.CancelFunc
 }
 
 // Cancel has a call end soon, with core.ErrCanceled unless it has succeeded by then. Its outcome comes out of its queue either way. A call
 // that has ended, or never was, is left alone.
 func (l *Library) Cancel(token uint64) {
+	if o, err := l.handles.get(token, KindCall); err == nil {
+		o.(*pending).cancel()
+	}
+}
+
+// Abandon cancels a call, and has released what it has made or still makes: nothing of it comes out of its queue any more. What was taken
+// from the queue before is the caller's.
+func (l *Library) Abandon(token uint64) {
 	if o, err := l.handles.take(token, KindCall); err == nil {
-		o.(context.CancelFunc)()
+		o.(*pending).cancel()
+		o.(*pending).queue.abandon(token)
 	}
 }
 

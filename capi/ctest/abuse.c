@@ -84,6 +84,8 @@ static void closing_a_queue_ends_its_calls(void) {
 	CHECK(c.kind == SM_COMPLETION_RESULT && c.tag == 9 && c.call == call && c.code == SM_ERR_CANCELED);
 	sm_bytes_free(&c.payload);
 	CHECK(sm_trace(&async, 0, NULL, 0, NULL) == SM_OK);
+	CHECK(sm_call_abandon(call) == SM_OK && sm_call_abandon(call) == SM_OK && sm_call_abandon(queue) == SM_OK);
+	CHECK(sm_trace(&async, 0, NULL, 0, NULL) == SM_OK);
 	CHECK(sm_queue_close(queue) == SM_OK);
 }
 

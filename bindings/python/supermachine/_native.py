@@ -13,7 +13,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import msgpack  # type: ignore[import]
 
-from .errors import SupermachineError, error_for
+from .errors import error_for
 
 ABI = 1
 """The version of the ABI that this package was written for."""
@@ -77,6 +77,7 @@ _library.sm_queue_open.argtypes = [ctypes.POINTER(ctypes.c_uint64), ctypes.POINT
 _library.sm_queue_next.argtypes = [ctypes.c_uint64, ctypes.POINTER(_Completion)]
 _library.sm_queue_close.argtypes = [ctypes.c_uint64]
 _library.sm_call_cancel.argtypes = [ctypes.c_uint64]
+_library.sm_call_abandon.argtypes = [ctypes.c_uint64]
 
 _functions: Dict[str, Any] = {}
 
@@ -128,7 +129,7 @@ class Queue:
             raise error_for(code, {"message": "open a queue"})
         self.handle, self.fd = handle.value, fd.value
         self._tag = 0
-        self._pid = os.getpid()
+        self.pid = os.getpid()
 
     def start(self, name: str, handle: int, options: Dict[str, Any]) -> Tuple[int, int]:
         """Begins a call and returns its tag and its own handle."""
@@ -153,10 +154,15 @@ class Queue:
         return c.tag, c.kind, c.code, _take(c.payload)
 
     def cancel(self, call: int) -> None:
+        """Has a call end soon."""
         _library.sm_call_cancel(call)
 
+    def abandon(self, call: int) -> None:
+        """Cancels a call and has released what it makes; nothing of it comes out of the queue any more."""
+        _library.sm_call_abandon(call)
+
     def close(self) -> None:
-        if self.handle and self._pid == os.getpid():
+        if self.handle and self.pid == os.getpid():
             _library.sm_queue_close(self.handle)
         self.handle = 0
 
@@ -173,13 +179,26 @@ _local = _Local()
 
 def call(name: str, handle: int = 0, on_event: Optional[Callable[[Dict[str, Any]], None]] = None, /, **options: Any) -> Dict[str, Any]:
     """Makes a call and waits for its end. Signal handlers run meanwhile; an exception from one, such as KeyboardInterrupt, cancels the call."""
-    queue = _local.queue
-    if queue is None or queue._pid != os.getpid():
-        queue = _local.queue = Queue()
+    queue, _local.queue = _local.queue, None  # a call from on_event or a signal handler takes another
+    if queue is None or queue.pid != os.getpid():
+        queue = Queue()
+    try:
+        code, value = _wait(queue, name, handle, on_event, options)
+    finally:
+        if _local.queue is None:
+            _local.queue = queue
+        else:
+            queue.close()
+    if code != 0:
+        raise error_for(code, value)
+    return value
+
+
+def _wait(queue: Queue, name: str, handle: int, on_event: Optional[Callable[[Dict[str, Any]], None]], options: Dict[str, Any]) -> Tuple[int, Dict[str, Any]]:
     poll = select.poll()
     poll.register(queue.fd, select.POLLIN)
+    tag, number = queue.start(name, handle, options)
     try:
-        tag, _ = queue.start(name, handle, options)
         while True:
             item = queue.next()
             if item is None:
@@ -187,19 +206,11 @@ def call(name: str, handle: int = 0, on_event: Optional[Callable[[Dict[str, Any]
                 continue
             got, kind, code, value = item
             if got != tag:
-                continue
-            if kind == EVENT:
-                if on_event is not None:
-                    on_event(value)
-            elif code != 0:
-                raise error_for(code, value)
-            else:
-                result: Dict[str, Any] = value
-                return result
-    except SupermachineError:
-        raise
+                continue  # of a call that was abandoned
+            if kind == RESULT:
+                return code, value
+            if on_event is not None:
+                on_event(value)
     except BaseException:
-        # The call is given up: what it may still make goes with its queue.
-        _local.queue = None
-        queue.close()
+        queue.abandon(number)
         raise

@@ -146,7 +146,9 @@ def test_pool(image: supermachine.Image) -> None:
         assert (stats["max"], stats["acquires"], stats["starts"]) == (1, 3, 1)
         vm = pool.acquire()
         vm.discard()
-    with image.pool(max=1, acquire_timeout=0.05) as pool:
+    with image.pool(min=1, max=1, acquire_timeout=0.05) as pool:
+        while pool.stats()["idle"] == 0:
+            time.sleep(0.05)
         with pool.acquire() as vm:
             with pytest.raises(errors.ExhaustedError):
                 pool.acquire()

@@ -12,6 +12,7 @@ import threading
 import time
 import warnings
 from pathlib import Path
+from typing import List
 
 import pytest
 import supermachine
@@ -163,6 +164,36 @@ def test_handlers_run_while_a_call_waits() -> None:
         queue.close()
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+def test_calls_from_handlers_of_signals_do_not_disturb_the_one_that_waits(tmp_path: Path) -> None:
+    seen: List[int] = []
+
+    def handler(*_: object) -> None:
+        with supermachine.Store(tmp_path) as s:
+            seen.append(len(s.images()))
+        if len(seen) == 20:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    main = threading.get_ident()
+    stop = threading.Event()
+
+    def storm() -> None:
+        while not stop.wait(0.002):
+            signal.pthread_kill(main, signal.SIGUSR1)
+
+    t = threading.Thread(target=storm)
+    t.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            _native.call("trace")
+    finally:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        stop.set()
+        t.join()
+        signal.signal(signal.SIGUSR1, before)
+    assert len(seen) >= 20
 
 
 def test_forked_children_are_told() -> None:
