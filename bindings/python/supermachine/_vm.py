@@ -27,13 +27,15 @@ def as_args(args: Args) -> List[Any]:
     return [a if isinstance(a, (str, bytes)) else os.fspath(a) for a in args]
 
 
-def _env(env: Optional[Env]) -> Optional[List[str]]:
+def as_env(env: Optional[Env]) -> Optional[List[str]]:
+    """Returns NAME=value for each variable."""
     if env is None:
         return None
     return [f"{k}={v}" for k, v in env.items()] if isinstance(env, Mapping) else list(env)
 
 
-def _path(path: "Union[None, str, os.PathLike[str]]") -> Optional[str]:
+def as_path(path: "Union[None, str, os.PathLike[str]]") -> Optional[str]:
+    """Returns a path as a string."""
     return None if path is None else os.fspath(path)
 
 
@@ -130,14 +132,16 @@ class ExitError(Exception):
         self.result = result
 
 
-def _exit(r: Dict[str, Any]) -> Dict[str, Any]:
+def as_exit(r: Dict[str, Any]) -> Dict[str, Any]:
+    """Returns the fields of an Exit."""
     return dict(
         code=r["code"], signal=r["signal"], timed_out=r["timed_out"], truncated=r["truncated"],
         duration=r["duration_us"] / 1e6, user=r["user_us"] / 1e6, system=r["system_us"] / 1e6, max_rss=r["max_rss"],
     )  # fmt: skip
 
 
-def _socket(fd: int) -> socket.socket:
+def as_socket(fd: int) -> socket.socket:
+    """Returns a socket that owns a file descriptor of the library's."""
     return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=fd)
 
 
@@ -161,13 +165,13 @@ class Process(_Handle):
     def _stream(fd: int, mode: Any) -> Optional[BinaryIO]:
         if fd < 0:
             return None
-        with _socket(fd) as s:  # the file keeps the descriptor open
+        with as_socket(fd) as s:  # the file keeps the descriptor open
             f: BinaryIO = s.makefile(mode)
             return f
 
     def wait(self) -> Exit:
         """Waits for the program's end. What it wrote can still be read."""
-        return Exit(**_exit(call("exec_wait", self._handle)))
+        return Exit(**as_exit(call("exec_wait", self._handle)))
 
     def signal(self, name: str) -> None:
         """Sends a signal, such as "TERM", to the program's process group."""
@@ -215,7 +219,7 @@ class GuestFile(_Handle):
 
     def __init__(self, opened: Dict[str, Any], mode: Any) -> None:
         super().__init__(opened["file"])
-        with _socket(opened["fd"]) as s:
+        with as_socket(opened["fd"]) as s:
             self.stream: BinaryIO = s.makefile(mode)
             """The binary file to read from or write to."""
 
@@ -279,9 +283,9 @@ class VM(_Handle):
         """
         argv = as_args(args)
         r = call(
-            "vm_run", self._handle, args=argv, stdin=input, env=_env(env), workdir=_path(workdir), user=user, timeout_ms=as_ms(timeout)
+            "vm_run", self._handle, args=argv, stdin=input, env=as_env(env), workdir=as_path(workdir), user=user, timeout_ms=as_ms(timeout)
         )
-        result = Result(**_exit(r), stdout=r["stdout"] or b"", stderr=r["stderr"] or b"")
+        result = Result(**as_exit(r), stdout=r["stdout"] or b"", stderr=r["stderr"] or b"")
         if check and result.code != 0:
             raise ExitError(argv, result)
         return result
@@ -292,13 +296,13 @@ class VM(_Handle):
     ) -> Process:  # fmt: skip
         """Starts a program and returns once it runs. stdin, stdout, stderr: which streams are wanted. tty: run it on a terminal."""
         return Process(call(
-            "vm_exec", self._handle, args=as_args(args), stdin=stdin, stdout=stdout, stderr=stderr, tty=tty, rows=rows, cols=cols, env=_env(env),
-            workdir=_path(workdir), user=user, timeout_ms=as_ms(timeout),
+            "vm_exec", self._handle, args=as_args(args), stdin=stdin, stdout=stdout, stderr=stderr, tty=tty, rows=rows, cols=cols, env=as_env(env),
+            workdir=as_path(workdir), user=user, timeout_ms=as_ms(timeout),
         ))  # fmt: skip
 
     def start_workload(self, args: Args, *, env: Optional[Env] = None, workdir: Optional[GuestPath] = None, user: Optional[str] = None) -> None:
         """Starts a program as the workload: it runs by itself, and gets the stop signal when the VM is stopped."""
-        call("vm_start_workload", self._handle, args=as_args(args), env=_env(env), workdir=_path(workdir), user=user)
+        call("vm_start_workload", self._handle, args=as_args(args), env=as_env(env), workdir=as_path(workdir), user=user)
 
     def logs(self) -> Process:
         """Attaches to the workload: what the guest has kept of its output comes first, then what it writes. Closing ends the following alone."""
@@ -310,7 +314,7 @@ class VM(_Handle):
 
     def connect(self, port: Optional[int] = None) -> socket.socket:
         """Opens a connected socket to a TCP port of the guest; default: the workload's."""
-        return _socket(call("vm_connect", self._handle, port=port)["fd"])
+        return as_socket(call("vm_connect", self._handle, port=port)["fd"])
 
     def forward(self, port: Optional[int] = None, address: Optional[str] = None) -> Forward:
         """Listens on the host, at HOST:PORT or a Unix socket's path, and connects what arrives to the guest's port. Default: 127.0.0.1 and a free port."""
@@ -318,19 +322,19 @@ class VM(_Handle):
 
     def read_file(self, path: GuestPath) -> bytes:
         """Reads a file of the guest, of up to 64 MiB."""
-        return bytes(call("vm_read_file", self._handle, path=_path(path))["data"] or b"")
+        return bytes(call("vm_read_file", self._handle, path=as_path(path))["data"] or b"")
 
     def write_file(self, path: GuestPath, data: Union[bytes, str], mode: Optional[int] = None) -> None:
         """Creates or replaces a file of the guest, all or nothing. mode: permission bits, default 0o644."""
-        call("vm_write_file", self._handle, path=_path(path), data=data.encode() if isinstance(data, str) else data, mode=mode)
+        call("vm_write_file", self._handle, path=as_path(path), data=data.encode() if isinstance(data, str) else data, mode=mode)
 
     def open_file(self, path: GuestPath) -> GuestFile:
         """Reads a file of the guest, of any size, as a stream."""
-        return GuestFile(call("vm_open_file", self._handle, path=_path(path)), "rb")
+        return GuestFile(call("vm_open_file", self._handle, path=as_path(path)), "rb")
 
     def create_file(self, path: GuestPath, mode: Optional[int] = None) -> GuestFile:
         """Creates or replaces a file of the guest with what is written to a stream. It appears when it is committed, as a with block does at its end."""
-        return GuestFile(call("vm_create_file", self._handle, path=_path(path), mode=mode), "wb")
+        return GuestFile(call("vm_create_file", self._handle, path=as_path(path), mode=mode), "wb")
 
     def upload(self, source: Union[str, Path], path: GuestPath) -> None:
         """Copies a file of the host into the guest."""
@@ -411,8 +415,8 @@ class Image(_Handle):
         """
         command = None if ready is None or isinstance(ready, str) else list(ready)
         return cls(call(
-            "image_from_oci", _of(store), progress, ref=ref, name=name, entrypoint=entrypoint, cmd=cmd, env=_env(env), user=user,
-            workdir=_path(workdir), boot_only=boot_only, memory_mib=memory_mib, vcpus=vcpus, scratch_mib=scratch_mib, guest_port=guest_port,
+            "image_from_oci", _of(store), progress, ref=ref, name=name, entrypoint=entrypoint, cmd=cmd, env=as_env(env), user=user,
+            workdir=as_path(workdir), boot_only=boot_only, memory_mib=memory_mib, vcpus=vcpus, scratch_mib=scratch_mib, guest_port=guest_port,
             ready=ready if isinstance(ready, str) else None, ready_command=command, warmup=warmup, timeout_ms=as_ms(timeout), pull=pull, platform=platform,
             insecure=insecure,
         ))  # fmt: skip
@@ -468,7 +472,7 @@ class Store(_Handle):
     _kind = "store"
 
     def __init__(self, dir: Union[None, str, Path] = None, *, assets: Union[None, str, Path] = None) -> None:
-        super().__init__(quick("store_open", 0, dir=_path(dir), assets=_path(assets))["store"])
+        super().__init__(quick("store_open", 0, dir=as_path(dir), assets=as_path(assets))["store"])
 
     def pull(
         self, ref: str, *, pull: Optional[str] = None, platform: Optional[str] = None, insecure: Optional[Sequence[str]] = None, progress: Optional[Progress] = None

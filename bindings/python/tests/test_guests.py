@@ -1,5 +1,6 @@
 """What needs guests: programs, streams, files, connections, pools, snapshots, and the host program's own life beside them."""
 
+import asyncio
 import gc
 import hashlib
 import os
@@ -16,7 +17,7 @@ from typing import List
 
 import pytest
 import supermachine
-from supermachine import errors
+from supermachine import aio, errors
 
 pytestmark = pytest.mark.skipif("SUPERMACHINE_TEST_IMAGES" not in os.environ, reason="needs guests: run it by make test")
 
@@ -218,6 +219,73 @@ def test_ctrl_c_cancels_a_program(vm: supermachine.VM) -> None:
         p.wait()
     p.close()
     assert vm.run(["echo", "fine"]).text == "fine\n"
+
+
+def test_asyncio(image: supermachine.Image) -> None:
+    async def main() -> None:
+        async with await aio.Image.from_snapshot(image.id) as img, await img.start(name="one") as vm:
+            results = await asyncio.gather(*(vm.run(["sh", "-c", f"sleep 0.1; echo {i}"]) for i in range(20)))
+            assert [r.text for r in results] == [f"{i}\n" for i in range(20)]
+            with pytest.raises(errors.CommandNotFoundError):
+                await vm.run(["nothing"])
+
+            async with await vm.exec(["cat"], stdin=True) as p:
+                assert p.stdin is not None and p.stdout is not None
+                block = os.urandom(MIB)
+
+                async def write() -> None:
+                    assert p.stdin is not None
+                    for _ in range(4):
+                        p.stdin.write(block)
+                        await p.stdin.drain()
+                    p.stdin.write_eof()
+
+                writer = asyncio.ensure_future(write())
+                assert await p.stdout.read(-1) == block * 4
+                await writer
+                assert (await p.wait()).code == 0
+            async with await vm.exec(["sh", "-c", "echo a; echo b"]) as p:
+                assert [line async for line in p] == [b"a\n", b"b\n"]
+
+            # A program that waits is killed when its coroutine is canceled, and the VM goes on.
+            task = asyncio.ensure_future(vm.run(["sh", "-c", "touch /tmp/started; sleep 1000"]))
+            while (await vm.run(["test", "-e", "/tmp/started"])).code:
+                pass
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            while b"sleep 1000" in (await vm.run(["ps", "-o", "args"])).stdout:
+                pass
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(vm.wait(), 0.1)
+
+            await vm.write_file("/tmp/a", "text")
+            assert await vm.read_file("/tmp/a") == b"text"
+            children = await vm.fork(2)
+            assert [await c.read_file("/tmp/a") for c in children] == [b"text"] * 2
+            for c in children:
+                await c.aclose()
+            async with img.pool(max=2) as pool:
+                async with await pool.acquire() as one, await pool.acquire() as two:
+                    assert (await one.run(["echo", "1"])).text + (await two.run(["echo", "2"])).text == "1\n2\n"
+                    assert pool.stats()["in_use"] == 2
+            # Starts that are canceled leave nothing.
+            for i in range(5):
+                task = asyncio.ensure_future(img.start())
+                await asyncio.sleep(0.02 * i)
+                task.cancel()
+                await asyncio.wait([task])
+                if not task.cancelled():
+                    await task.result().aclose()
+
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    asyncio.run(main())
+    end = time.monotonic() + 30
+    while len(os.listdir("/proc/self/fd")) > before + 2 and time.monotonic() < end:  # what is closed in the background
+        gc.collect()
+        time.sleep(0.05)
+    assert len(os.listdir("/proc/self/fd")) <= before + 2  # of which Go keeps some
 
 
 def test_a_vm_that_is_forgotten_is_closed(image: supermachine.Image) -> None:
