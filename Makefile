@@ -21,7 +21,7 @@ export SUPERMACHINE_ASSETS := $(CURDIR)/$(SHARE)
 
 say = @printf '\n== %s\n' "$(1)" >&2
 
-.PHONY: help all build lib abi install wheel kernel images testbed demo check lint test test-native test-vm soak bench fuzz clean
+.PHONY: help all build lib abi install wheel kernel images testbed demo check lint test test-native test-vm soak storm bench fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -108,6 +108,9 @@ soak: all images testbed build ## the tests with real guests that take minutes, 
 	@mkdir -p $(BUILD)/test
 	go test -c -o $(BUILD)/test/core.test ./core
 	SUPERMACHINE_SOAK=1 SUPERMACHINE_REQUIRE_KVM=1 TEST_VM_LIMIT=7200 scripts/test-vm 2 core
+
+storm: all images testbed lib ## ten minutes of signals, children and threads beside busy VMs, for each language
+	SUPERMACHINE_STORM=600 bindings/python/run-tests guests -k storm
 
 bench: all images testbed ## measure, with the floors in the same run: build/bench.json
 	bench/run

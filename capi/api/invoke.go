@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -40,7 +41,7 @@ func encodeError(err error) (int32, []byte) {
 	if errors.As(err, &ready) {
 		f.Output, f.Console = ready.Output, ready.Console
 	}
-	b, err := msgpack.Marshal(f)
+	b, err := marshal(f)
 	if err != nil {
 		return int32(core.ErrInternal), nil
 	}
@@ -53,12 +54,21 @@ func (l *Library) encode(result any, err error) (int32, []byte) {
 		l.drop(result)
 		return encodeError(err)
 	}
-	b, err := msgpack.Marshal(result)
+	b, err := marshal(result)
 	if err != nil {
 		l.drop(result)
 		return encodeError(&core.Error{Code: core.ErrInternal, Op: "encode a result", Err: err})
 	}
 	return OK, b
+}
+
+// marshal encodes integers in as few bytes as they need: only those that a language's usual numbers may not hold take eight.
+func marshal(v any) ([]byte, error) {
+	var b bytes.Buffer
+	e := msgpack.NewEncoder(&b)
+	e.UseCompactInts(true)
+	err := e.Encode(v)
+	return b.Bytes(), err
 }
 
 // Call makes a call and waits for its end. The request is not kept.
@@ -112,7 +122,7 @@ func (l *Library) Start(number int, queueHandle, tag, handle uint64, request []b
 	go func() {
 		defer cancel()
 		result, err := l.do(ctx, c, handle, own, func(event any) {
-			if b, err := msgpack.Marshal(event); err == nil {
+			if b, err := marshal(event); err == nil {
 				q.event(Completion{Tag: tag, Call: token, Kind: CompletionEvent, Payload: b})
 			}
 		})
