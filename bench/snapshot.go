@@ -140,7 +140,7 @@ func density(ctx context.Context, o options) ([]result, error) {
 	defer func() { closeAll(vms) }()
 	start := time.Now()
 	err = each(len(vms), func(i int) (err error) {
-		vms[i], err = snap.Start(ctx, core.StartOptions{})
+		vms[i], err = snap.Start(ctx, core.StartOptions{Timeout: 5 * time.Minute}) // an emulated host with hundreds of guests is slow
 		return err
 	})
 	if err != nil {

@@ -289,6 +289,25 @@ func TestResultsThatNobodyTakesAreReleased(t *testing.T) {
 	}
 }
 
+// The zero value of a result holds descriptor 0, which is the program's.
+func TestFailuresCloseNothing(t *testing.T) {
+	defer func(all []*Call) { calls = all }(calls)
+	define("test", KindNone, quick, "Fails.", func(context.Context, *env, None, *None) (testResult, error) { return testResult{}, context.Canceled })
+	_, err := unix.FcntlInt(0, unix.F_GETFD, 0)
+	require.NoError(t, err)
+	l := New()
+	code, _ := l.Call(len(calls)-1, 0, nil)
+	require.Equal(t, int32(core.ErrCanceled), code)
+	queue, fd, err := l.OpenQueue()
+	require.NoError(t, err)
+	_, code, _ = l.Start(len(calls)-1, queue, 0, 0, nil)
+	require.EqualValues(t, OK, code)
+	require.Equal(t, int32(core.ErrCanceled), wait(t, l, queue, fd).Code)
+	require.NoError(t, l.CloseQueue(queue))
+	_, err = unix.FcntlInt(0, unix.F_GETFD, 0)
+	require.NoError(t, err)
+}
+
 func TestAPanicIsAnError(t *testing.T) {
 	defer func(all []*Call) { calls = all }(calls)
 	define("test", KindNone, quick, "Panics.", func(context.Context, *env, None, *None) (None, error) { panic("at the disco") })

@@ -48,10 +48,9 @@ func encodeError(err error) (int32, []byte) {
 	return int32(code), b
 }
 
-// encode returns the code and the map of an outcome.
+// encode returns the code and the map of an outcome. With an error there is no result: a call that fails has released what it made.
 func (l *Library) encode(result any, err error) (int32, []byte) {
 	if err != nil {
-		l.drop(result)
 		return encodeError(err)
 	}
 	b, err := marshal(result)

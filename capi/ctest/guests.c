@@ -95,6 +95,11 @@ static void errors(uint64_t vm) {
 	m = mp_map(1);
 	mp_str(&m, "ref", "no such image");
 	expect_code(SM_ERR_INVALID_ARGUMENT, sm_store_pull, 0, m);
+	m = mp_map(2);
+	mp_strs(&m, "args", nothing);
+	mp_bool(&m, "stdin", 1);
+	expect_code(SM_ERR_COMMAND_NOT_FOUND, sm_vm_exec, vm, m);
+	CHECK(fcntl(0, F_GETFD) >= 0);
 }
 
 // writer fills a socket from a thread of its own.
