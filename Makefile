@@ -100,6 +100,7 @@ test-vm: build
 	$(call say,tests with real guests)
 	@mkdir -p $(BUILD)/test
 	for p in $(VM_PACKAGES); do go test -c -o $(BUILD)/test/$${p//\//-}.test ./$$p; done
+	@scripts/stress-ng > /dev/null
 	SUPERMACHINE_REQUIRE_KVM=1 scripts/test-vm 6 $(VM_PACKAGES)
 	capi/ctest/run-guests
 	bindings/python/run-tests guests

@@ -39,7 +39,7 @@ func answer(ctx context.Context, vm *core.VM) error {
 }
 
 // firstExec: from Snapshot.Start's call until a first program has run, with nginx running in the snapshot, against the same from a cold boot
-// (where nginx does not even run yet). The pages that the guest has used by then tell where the rest goes.
+// (where nginx does not even run yet). The page faults until then tell where the rest goes.
 func firstExec(ctx context.Context, o options) ([]result, error) {
 	snap, done, err := bakeForBench(ctx, core.BakeSpec{Ref: o.debian, GuestPort: 80})
 	if err != nil {
@@ -51,7 +51,7 @@ func firstExec(ctx context.Context, o options) ([]result, error) {
 		return nil, err
 	}
 	var ours, floor []time.Duration
-	var pages []float64
+	var faults []float64
 	steps := traceSteps()
 	defer trace.SetSink(nil)
 	for i := range o.restores + 1 {
@@ -62,13 +62,13 @@ func firstExec(ctx context.Context, o options) ([]result, error) {
 		}
 		err = answer(ctx, vm)
 		took := time.Since(start)
-		touched, terr := vm.TouchedPages()
+		n, ferr := vm.PageFaults()
 		vm.Close()
-		if err = errors.Join(err, terr); err != nil {
+		if err = errors.Join(err, ferr); err != nil {
 			return nil, err
 		}
 		if i > 0 { // the first shows the working set
-			ours, pages = append(ours, took), append(pages, float64(touched))
+			ours, faults = append(ours, took), append(faults, float64(n))
 		} else {
 			steps.reset()
 		}
@@ -90,7 +90,7 @@ func firstExec(ctx context.Context, o options) ([]result, error) {
 		}
 	}
 	steps.print()
-	return []result{milliseconds("start.first_exec", ours, floor), counts("start.first_exec.pages", "pages", pages)}, nil
+	return []result{milliseconds("start.first_exec", ours, floor), counts("start.first_exec.faults", "faults", faults)}, nil
 }
 
 // forkPrivate: the memory that each of 100 children of a running VM has for itself, after each has run a program.

@@ -6,7 +6,6 @@ import (
 	"math"
 	"math/rand/v2"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -215,39 +214,5 @@ func TestPooledVMsAreCleanAfterTheyWereForkedOrSaved(t *testing.T) {
 			g.Release()
 		}
 		require.NoError(t, pool.Close())
-	}
-}
-
-// remembering fills memory with a pattern that depends on the place, checks it for ever, and changes it as it goes.
-const remembering = `
-import hashlib, os
-def block(i, n): return hashlib.sha256(b'%d %d' % (i, n)).digest() * 128
-count, n = 128, 0
-memory = [block(i, 0) for i in range(count)]
-while True:
-    for i in range(count):
-        if memory[i] != block(i, n): open('/tmp/wrong', 'w').write('block %d in round %d\n' % (i, n))
-        memory[i] = block(i, n + 1)
-    n += 1
-    fd = os.open('/tmp/n0', os.O_WRONLY | os.O_CREAT | os.O_APPEND); os.write(fd, b'\n'); os.close(fd)
-`
-
-// In place of stress-ng, which the images do not have.
-func TestAProgramThatChecksItsMemoryFindsItRightInForks(t *testing.T) {
-	t.Parallel()
-	vmtest.RequireSoak(t)
-	vm := vmtest.Start(t, vmtest.Image(t, "debian"), core.Config{VCPUs: 2})
-	_, err := vm.Exec(t.Context(), core.Exec{Args: []string{"python3", "-c", remembering}})
-	require.NoError(t, err)
-	eventually(t, func() bool { return vmtest.Shell(t, vm, "ls /tmp") != "" }, "it begins")
-	rounds := counters{1}
-	for range 2 {
-		children, err := vm.Fork(t.Context(), 2, core.ForkOptions{})
-		require.NoError(t, err)
-		for _, c := range append(children, vm) {
-			rounds.advance(t, c)
-			require.Equal(t, "n0", strings.TrimSpace(vmtest.Shell(t, c, "ls /tmp; cat /tmp/wrong 2>/dev/null || true")))
-		}
-		closeAll(children)
 	}
 }

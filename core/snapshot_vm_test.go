@@ -81,6 +81,9 @@ func TestRestoredVMsGoOnWhereTheSnapshotStands(t *testing.T) {
 		require.Equal(t, "1", vmtest.Shell(t, vm, "cat /run/supermachine/generation"))
 		require.Equal(t, vm.RestoreID(), vmtest.Shell(t, vm, "cat /run/supermachine/restore-id"))
 		require.Equal(t, vm.Name(), vmtest.Shell(t, vm, "hostname"))
+		faults, err := vm.PageFaults()
+		require.NoError(t, err)
+		require.Greater(t, faults, uint64(10), "its memory comes as it is used")
 	}
 	require.Equal(t, nonces[0], nonces[1], "both have the same past")
 }

@@ -53,6 +53,7 @@ const (
 	kvmGetXCRs             = 0x8188aea6
 	kvmSetXCRs             = 0x4188aea7
 	kvmKVMClockCtrl        = 0xaead
+	kvmGetStatsFD          = 0xaece
 	kvmGetXSave2           = 0x9000aecf
 )
 

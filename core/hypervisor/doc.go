@@ -58,6 +58,9 @@ type VCPU interface {
 	BootState() (*VCPUState, error)
 	// Paused tells the guest, before the next Run, that it was stopped by the host, so that its watchdogs do not bark at the lost time.
 	Paused()
+	// PageFaults returns how many accesses of the guest to its memory the host has had to resolve since the vCPU was made. It may be called while
+	// the vCPU runs. Where the host does not count them that is an error.
+	PageFaults() (uint64, error)
 }
 
 // ExitReason is why VCPU.Run returned.
