@@ -1,8 +1,17 @@
 import os
+import signal
 from typing import Iterator
 
 import pytest
 import supermachine
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c() -> Iterator[None]:
+    """SIGINT as in a terminal: where the tests run in the background it is ignored from the start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")
