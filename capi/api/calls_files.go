@@ -57,6 +57,10 @@ type transferResult struct {
 	FD   int    `msgpack:"fd" holds:"fd" doc:"The stream; the caller's to close."`
 }
 
+type dataResult struct {
+	Data []byte `msgpack:"data" doc:"What is in it."`
+}
+
 type pathOption struct {
 	Path string `msgpack:"path" doc:"In the guest, absolute; required."`
 }
@@ -81,12 +85,7 @@ func init() {
 		func(ctx context.Context, e *env, m *vm, o *struct {
 			pathOption
 			MaxBytes int64 `msgpack:"max_bytes" doc:"A larger file is an error; default and most: 67108864. vm_open_file reads files of any size."`
-		}) (struct {
-			Data []byte `msgpack:"data" doc:"What is in it."`
-		}, error) {
-			var r struct {
-				Data []byte `msgpack:"data" doc:"What is in it."`
-			}
+		}) (r dataResult, err error) {
 			limit := o.MaxBytes
 			if limit <= 0 || limit > maxFile {
 				limit = maxFile

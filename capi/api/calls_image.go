@@ -85,6 +85,10 @@ type poolOptions struct {
 	Replace          bool  `msgpack:"replace" doc:"Close a released VM and start a fresh one; else it is brought back in place, which is faster."`
 }
 
+type poolResult struct {
+	Pool uint64 `msgpack:"pool" holds:"handle" doc:"The pool."`
+}
+
 type poolStats struct {
 	Min           int    `msgpack:"min" doc:"As configured."`
 	Max           int    `msgpack:"max" doc:"As configured."`
@@ -184,12 +188,7 @@ func init() {
 	defineClose("image_close", KindImage, "Gives up an image, and the VMs that its own pool keeps ready. Other VMs go on.")
 
 	define("pool_new", KindImage, quick, "Makes a pool of an image's VMs and starts filling it in the background. The image must stay open as long.",
-		func(ctx context.Context, e *env, i image, o *poolOptions) (struct {
-			Pool uint64 `msgpack:"pool" holds:"handle" doc:"The pool."`
-		}, error) {
-			var r struct {
-				Pool uint64 `msgpack:"pool" holds:"handle" doc:"The pool."`
-			}
+		func(ctx context.Context, e *env, i image, o *poolOptions) (r poolResult, err error) {
 			p, err := core.NewPool(i.Snapshot, core.PoolConfig{
 				Min: o.Min, Max: o.Max, IdleTimeout: ms(o.IdleTimeoutMS), AcquireTimeout: ms(o.AcquireTimeoutMS), Replace: o.Replace,
 			})

@@ -96,6 +96,18 @@ func describeSnapshot(i core.SnapshotInfo) snapshotInfo {
 	}
 }
 
+type storeResult struct {
+	Store uint64 `msgpack:"store" holds:"handle" doc:"The store."`
+}
+
+type imagesResult struct {
+	Images []ociImage `msgpack:"images" doc:"One map for each, with the keys of store_pull."`
+}
+
+type idResult struct {
+	ID string `msgpack:"id" doc:"Of the new snapshot."`
+}
+
 type snapshotsResult struct {
 	Snapshots []snapshotInfo `msgpack:"snapshots" doc:"One map for each, with the keys of image_info."`
 }
@@ -124,12 +136,7 @@ func init() {
 		func(ctx context.Context, e *env, _ None, o *struct {
 			Dir    string `msgpack:"dir" doc:"Directory, made if it is missing; default: the user's own."`
 			Assets string `msgpack:"assets" doc:"Directory of the guest's kernel and initramfs; default: where the library finds them."`
-		}) (struct {
-			Store uint64 `msgpack:"store" holds:"handle" doc:"The store."`
-		}, error) {
-			var r struct {
-				Store uint64 `msgpack:"store" holds:"handle" doc:"The store."`
-			}
+		}) (r storeResult, err error) {
 			s, err := openStore(o.Dir, o.Assets)
 			if err == nil {
 				r.Store = e.lib.handles.put(KindStore, s)
@@ -150,14 +157,9 @@ func init() {
 			return describe(img), nil
 		})
 	define("store_images", KindStore, 0, "Lists the OCI images in the store, one entry for each reference.",
-		func(ctx context.Context, e *env, s *store, _ *None) (struct {
-			Images []ociImage `msgpack:"images" doc:"One map for each, with the keys of store_pull."`
-		}, error) {
-			var r struct {
-				Images []ociImage `msgpack:"images" doc:"One map for each, with the keys of store_pull."`
-			}
+		func(ctx context.Context, e *env, s *store, _ *None) (imagesResult, error) {
 			all, err := s.images.List()
-			r.Images = []ociImage{}
+			r := imagesResult{Images: []ociImage{}}
 			for _, i := range all {
 				r.Images = append(r.Images, describe(i))
 			}
@@ -191,13 +193,7 @@ func init() {
 			return describeAll(gone), err
 		})
 	define("store_flatten", KindStore, 0, "Makes a snapshot that holds everything itself from one that holds the differences to others.",
-		func(ctx context.Context, e *env, s *store, o *nameOption) (struct {
-			ID string `msgpack:"id" doc:"Of the new snapshot."`
-		}, error) {
-			var r struct {
-				ID string `msgpack:"id" doc:"Of the new snapshot."`
-			}
-			var err error
+		func(ctx context.Context, e *env, s *store, o *nameOption) (r idResult, err error) {
 			r.ID, err = s.snapshots.Flatten(ctx, o.Name)
 			return r, err
 		})

@@ -61,6 +61,10 @@ type vmInfo struct {
 	BalloonBytes int64  `msgpack:"balloon_bytes" doc:"Memory that the guest says it has given up."`
 }
 
+type textResult struct {
+	Text string `msgpack:"text" doc:"The lines."`
+}
+
 type memoryResult struct {
 	PrivateBytes   int64 `msgpack:"private_bytes" doc:"What the host holds for this VM alone; the rest is shared with others of its snapshot."`
 	TotalBytes     int64 `msgpack:"total_bytes" doc:"Memory that the guest's kernel manages. This and the following are the guest's claims."`
@@ -163,16 +167,12 @@ func init() {
 	define("vm_console", KindVM, quick, "Returns the last that the guest's kernel and init wrote to the console.",
 		func(ctx context.Context, e *env, m *vm, o *struct {
 			MaxBytes int `msgpack:"max_bytes" doc:"At most so many bytes, of whole lines; default 65536."`
-		}) (struct {
-			Text string `msgpack:"text" doc:"The lines."`
-		}, error) {
+		}) (textResult, error) {
 			n := o.MaxBytes
 			if n <= 0 {
 				n = 64 << 10
 			}
-			return struct {
-				Text string `msgpack:"text" doc:"The lines."`
-			}{strings.ToValidUTF8(m.ConsoleTail(n), "\ufffd")}, nil
+			return textResult{strings.ToValidUTF8(m.ConsoleTail(n), "\ufffd")}, nil
 		})
 	define("vm_connect", KindVM, 0, "Opens a byte stream to a TCP port on the guest's loopback address.", connect)
 	define("vm_forward", KindVM, 0, "Listens on the host and connects everything that arrives to the guest's TCP port, until the handle or the VM is closed.", startForward)
