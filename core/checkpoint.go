@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/supermachine/supermachine/core/agent"
 	"github.com/supermachine/supermachine/core/agent/wire"
@@ -52,7 +53,7 @@ func (vm *VM) freeze(ctx context.Context, lean bool) (*frozen, error) {
 	if f.control, err = agent.NewClient(conn); err != nil {
 		return nil, err
 	}
-	if err := f.control.Freeze(ctx, lean); err != nil {
+	if err := freezeAfter(ctx, f.control, lean); err != nil {
 		f.control.Close() // ends the freeze, however far it got
 		return nil, err
 	}
@@ -223,4 +224,21 @@ func (s *savedState) check(cfg Config) error {
 		}
 	}
 	return nil
+}
+
+// freezeAfter freezes the workload. One freeze is made at a time, so another that the guest still knows of was given up, and ends as soon as the
+// guest sees that its connection has.
+func freezeAfter(ctx context.Context, c *agent.Client, lean bool) error {
+	for end := time.Now().Add(lastWords); ; {
+		err := c.Freeze(ctx, lean)
+		var refused *agent.Error
+		if !errors.As(err, &refused) || refused.Message != wire.FrozenAlready || time.Now().After(end) {
+			return err
+		}
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }

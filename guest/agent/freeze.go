@@ -38,7 +38,7 @@ func (s *Server) freeze(c *conn, req *wire.Freeze) error {
 	f.mu.Lock()
 	if f.holder != nil {
 		f.mu.Unlock()
-		return &wire.Error{Kind: wire.KindInvalid, Message: "the workload is frozen already"}
+		return &wire.Error{Kind: wire.KindInvalid, Message: wire.FrozenAlready}
 	}
 	if c.hasEnded() { // its outlast has been or will wait for f.mu: nobody would end the freeze
 		f.mu.Unlock()

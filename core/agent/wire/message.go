@@ -176,3 +176,6 @@ type BootConfig struct {
 
 // BootConfigPath is where init finds its BootConfig.
 const BootConfigPath = "/config.msgpack"
+
+// FrozenAlready is the message of the error that a Freeze gets while another connection's has not ended.
+const FrozenAlready = "the workload is frozen already"
