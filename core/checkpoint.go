@@ -226,10 +226,13 @@ func (s *savedState) check(cfg Config) error {
 	return nil
 }
 
+// endOfFreeze is how long the guest may take to see that a freeze was given up.
+const endOfFreeze = 5 * time.Second
+
 // freezeAfter freezes the workload. One freeze is made at a time, so another that the guest still knows of was given up, and ends as soon as the
 // guest sees that its connection has.
 func freezeAfter(ctx context.Context, c *agent.Client, lean bool) error {
-	for end := time.Now().Add(lastWords); ; {
+	for end := time.Now().Add(endOfFreeze); ; {
 		err := c.Freeze(ctx, lean)
 		var refused *agent.Error
 		if !errors.As(err, &refused) || refused.Message != wire.FrozenAlready || time.Now().After(end) {

@@ -70,12 +70,20 @@ func marshal(v any) ([]byte, error) {
 	return b.Bytes(), err
 }
 
+// callOf returns the call that the C library has by that number.
+func callOf(number int) (*Call, error) {
+	if number < 0 || number >= len(calls) {
+		return nil, &core.Error{Code: core.ErrInternal, Op: "call", Err: fmt.Errorf("there is no call %d", number)}
+	}
+	return calls[number], nil
+}
+
 // Call makes a call and waits for its end. The request is not kept.
 func (l *Library) Call(number int, handle uint64, request []byte) (int32, []byte) {
-	if number < 0 || number >= len(calls) {
-		return encodeError(&core.Error{Code: core.ErrInternal, Op: "call", Err: fmt.Errorf("there is no call %d", number)})
+	c, err := callOf(number)
+	if err != nil {
+		return encodeError(err)
 	}
-	c := calls[number]
 	if c.Quick {
 		return l.encode(l.do(context.Background(), c, handle, request, nil))
 	}
@@ -101,10 +109,10 @@ func (l *Library) Start(number int, queueHandle, tag, handle uint64, request []b
 		code, result := encodeError(err)
 		return 0, code, result
 	}
-	if number < 0 || number >= len(calls) {
-		return fail(&core.Error{Code: core.ErrInternal, Op: "call", Err: fmt.Errorf("there is no call %d", number)})
+	c, err := callOf(number)
+	if err != nil {
+		return fail(err)
 	}
-	c := calls[number]
 	o, err := l.handles.get(queueHandle, KindQueue)
 	if err != nil {
 		return fail(&core.Error{Code: core.ErrInvalidHandle, Op: "call", Object: "sm_" + c.Name, Err: err})
