@@ -3,9 +3,7 @@ package core
 import (
 	"context"
 	"errors"
-	"maps"
 	"os"
-	"slices"
 	"strings"
 	"syscall"
 
@@ -20,64 +18,6 @@ import (
 	"github.com/supermachine/supermachine/snapshot"
 	"github.com/supermachine/supermachine/snapshot/memory"
 )
-
-// Code is the kind of an error: the same names and numbers in every language. A Code is itself an error, so
-// errors.Is(err, core.ErrImageNotFound) asks for it.
-type Code int
-
-// The table of error codes. Numbers never change.
-const (
-	ErrInternal         Code = 1 + iota // a bug of ours; please report it
-	ErrInvalidArgument                  // a value is out of range or malformed
-	ErrCanceled                         // the caller canceled
-	ErrTimeout                          // a deadline passed
-	ErrNoVirtualization                 // no /dev/kvm, no permission, or no hardware support
-	ErrAssets                           // the guest's kernel or initramfs is missing or corrupt
-	ErrImageNotFound                    // the registry, file or store has no such image
-	ErrUnauthorized                     // the registry refused the credentials
-	ErrUnreachable                      // the registry is down, refuses or answers too slowly
-	ErrCorrupt                          // bytes do not match their digest, or are truncated
-	ErrInvalidImage                     // the image breaks the format's rules
-	ErrPlatform                         // the image has no variant for the wanted platform
-	ErrLimit                            // an image exceeds a limit on size, entries or depth
-	ErrDiskFull                         // no space left on the host
-	ErrBoot                             // the guest did not come up
-	ErrVMEnded                          // the VM has stopped, or stopped meanwhile
-	ErrCommandNotFound                  // the guest has no such program
-	ErrNotExecutable                    // the program exists and cannot be executed
-	ErrNotFound                         // no such file, directory, user or VM
-	ErrRefused                          // nothing listens on the guest's port
-	ErrAgent                            // the agent in the guest broke the protocol
-	ErrPermission                       // the guest's kernel refuses the operation
-	ErrIO                               // the host's operating system refused an operation
-	ErrNotReady                         // the workload did not become ready
-	ErrIncompatible                     // a snapshot of another version, architecture or CPU
-	ErrInUse                            // something else needs the object
-	ErrNoMemory                         // the host has no memory left for the VM
-	ErrExhausted                        // the pool has no VM to give
-	ErrClosed                           // the pool or the snapshot is closed
-	ErrInvalidHandle                    // in the C library: closed, of another kind, or none at all
-	ErrForked                           // in the C library: the process was forked after it was loaded
-)
-
-var codeNames = map[Code]string{
-	ErrInternal: "internal", ErrInvalidArgument: "invalid_argument", ErrCanceled: "canceled", ErrTimeout: "timeout",
-	ErrNoVirtualization: "no_virtualization", ErrAssets: "assets", ErrImageNotFound: "image_not_found",
-	ErrUnauthorized: "unauthorized", ErrUnreachable: "unreachable", ErrCorrupt: "corrupt", ErrInvalidImage: "invalid_image",
-	ErrPlatform: "platform", ErrLimit: "limit", ErrDiskFull: "disk_full", ErrBoot: "boot", ErrVMEnded: "vm_ended",
-	ErrCommandNotFound: "command_not_found", ErrNotExecutable: "not_executable", ErrNotFound: "not_found",
-	ErrRefused: "refused", ErrAgent: "agent", ErrPermission: "permission", ErrIO: "io",
-	ErrNotReady: "not_ready", ErrIncompatible: "incompatible", ErrInUse: "in_use", ErrNoMemory: "no_memory",
-	ErrExhausted: "exhausted", ErrClosed: "closed", ErrInvalidHandle: "invalid_handle", ErrForked: "forked",
-}
-
-// Codes returns the table, in the order of the numbers.
-func Codes() []Code {
-	return slices.Sorted(maps.Keys(codeNames))
-}
-
-// Error returns the code's name, such as "image_not_found".
-func (c Code) Error() string { return codeNames[c] }
 
 // Error is what every function of this package returns when it fails: what was done to which object, and why it failed.
 type Error struct {

@@ -1,5 +1,5 @@
-// Command abigen writes what is derived from the table of calls: docs/abi.md, the list of calls for the C side, and the functions' part of
-// include/supermachine.h.
+// Command abigen writes what is derived from the tables of calls and of errors: docs/abi.md, the list of calls for the C side, the types of the
+// Node package, and parts of include/supermachine.h.
 package main
 
 import (
@@ -18,7 +18,7 @@ func main() {
 			err = os.WriteFile("include/supermachine.h", []byte(text), 0o644)
 		}
 	}
-	for name, text := range map[string]string{"docs/abi.md": api.Markdown(), "capi/calls.h": api.CallList()} {
+	for name, text := range api.Files() {
 		if err == nil {
 			err = os.WriteFile(name, []byte(text), 0o644)
 		}

@@ -1,28 +1,55 @@
 package api
 
 import (
-	"errors"
 	"fmt"
 	"strings"
+
+	"github.com/supermachine/supermachine/core"
 )
 
-// Where the functions begin and end in include/supermachine.h.
+// Where what is made begins and ends in include/supermachine.h.
 const (
+	enumBegin   = "typedef enum sm_error {\n\tSM_OK = 0,\n"
+	enumEnd     = "} sm_error;\n"
 	headerBegin = "/* The calls, from the table in capi/api. */\n"
 	headerEnd   = "/* End of the calls. */\n"
 )
 
 const headerWidth = 140
 
-// Header returns include/supermachine.h with the prototypes of all calls, and what each does.
+// Header returns include/supermachine.h with the codes of errors and the prototypes of all calls, and what each is.
 func Header(text string) (string, error) {
-	head, rest, ok := strings.Cut(text, headerBegin)
-	_, tail, ok2 := strings.Cut(rest, headerEnd)
-	if !ok || !ok2 {
-		return "", errors.New("include/supermachine.h has no place for the calls")
+	text, err := replaceBetween(text, enumBegin, enumEnd, enumCodes())
+	if err != nil {
+		return "", err
 	}
+	return replaceBetween(text, headerBegin, headerEnd, prototypes())
+}
+
+func replaceBetween(text, begin, end, by string) (string, error) {
+	head, rest, ok := strings.Cut(text, begin)
+	_, tail, ok2 := strings.Cut(rest, end)
+	if !ok || !ok2 {
+		return "", fmt.Errorf("include/supermachine.h has no place between %q and %q", begin, end)
+	}
+	return head + begin + by + end + tail, nil
+}
+
+func enumCodes() string {
 	var b strings.Builder
-	b.WriteString(head + headerBegin)
+	codes := core.Codes()
+	for i, c := range codes {
+		comma := ","
+		if i == len(codes)-1 {
+			comma = ""
+		}
+		fmt.Fprintf(&b, "\t%-31s/* %s */\n", fmt.Sprintf("SM_ERR_%s = %d%s", strings.ToUpper(c.Error()), int(c), comma), c.Description())
+	}
+	return b.String()
+}
+
+func prototypes() string {
+	var b strings.Builder
 	for _, c := range calls {
 		on := "no handle (0)"
 		switch {
@@ -38,8 +65,7 @@ func Header(text string) (string, error) {
 		fmt.Fprintf(&b, "\n/* %s */\n", strings.Join(wrapText(comment, headerWidth-6), "\n * "))
 		fmt.Fprintf(&b, "SM_API int32_t sm_%s(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);\n", c.Name)
 	}
-	b.WriteString("\n" + headerEnd + tail)
-	return b.String(), nil
+	return b.String() + "\n"
 }
 
 // CallList returns capi/calls.h.
@@ -66,4 +92,14 @@ func wrapText(s string, width int) (lines []string) {
 		line += w
 	}
 	return append(lines, line)
+}
+
+// Files returns what is made from the tables besides the header: the text of each file.
+func Files() map[string]string {
+	return map[string]string{
+		"docs/abi.md":                  Markdown(),
+		"capi/calls.h":                 CallList(),
+		"bindings/node/lib/calls.d.ts": TypeScript(),
+		"bindings/node/lib/codes.json": ErrorCodes(),
+	}
 }

@@ -48,11 +48,11 @@ bake sends maps with event (step) and step, one line for people. sm_trace sends 
 On an error the result is a map with code, name, message, op (what was attempted) and object (what it was attempted on); with output and console where
 a guest or its workload did not come up.
 
-| code | name | constant |
-|---|---|---|
+| code | name | constant | |
+|---|---|---|---|
 `)
 	for _, c := range core.Codes() {
-		fmt.Fprintf(&b, "| %d | %s | SM_ERR_%s |\n", int(c), c.Error(), strings.ToUpper(c.Error()))
+		fmt.Fprintf(&b, "| %d | %s | SM_ERR_%s | %s |\n", int(c), c.Error(), strings.ToUpper(c.Error()), c.Description())
 	}
 	return b.String()
 }

@@ -1,0 +1,950 @@
+// Made by `make abi` from the table in capi/api.
+
+import { Image, Store, SupermachineError } from './index';
+
+/** Runs a program to its end and collects its output. */
+export interface VMRunOptions {
+  /** The program and its arguments; required. A program without a slash is looked up in the guest's PATH. */
+  args: (string | Uint8Array)[];
+  /** NAME=value, over the image's environment. */
+  env?: Record<string, string> | string[];
+  /** Working directory; default: the image's. */
+  workdir?: string;
+  /** NAME|UID[:GROUP|GID]; default: the image's. */
+  user?: string;
+  /** The whole process group is killed after so many milliseconds; 0: never. */
+  timeoutMs?: number;
+  /** What the program reads from its standard input. */
+  stdin?: Uint8Array | string;
+}
+
+export interface VMRunResult {
+  /** Exit status, 0 to 255; 128 + signal if a signal ended the program. */
+  code: number;
+  /** The signal that ended the program; 0 if it exited. */
+  signal: number;
+  /** timeoutMs passed and the program was killed. */
+  timedOut: boolean;
+  /** A background child still held the output when the program exited; what it wrote later is lost. */
+  truncated: boolean;
+  /** From the request to the end, in microseconds. */
+  durationUs: number;
+  /** CPU time in user mode, in microseconds. */
+  userUs: number;
+  /** CPU time in the guest's kernel, in microseconds. */
+  systemUs: number;
+  /** Most memory resident at once, in bytes. */
+  maxRss: number;
+  /** What it wrote, up to 64 MiB. */
+  stdout: Buffer;
+  /** What it wrote to standard error, up to 64 MiB. */
+  stderr: Buffer;
+}
+
+/** Starts a program and returns once it runs. Its streams are file descriptors that the caller owns. */
+export interface VMExecOptions {
+  /** The program and its arguments; required. A program without a slash is looked up in the guest's PATH. */
+  args: (string | Uint8Array)[];
+  /** NAME=value, over the image's environment. */
+  env?: Record<string, string> | string[];
+  /** Working directory; default: the image's. */
+  workdir?: string;
+  /** NAME|UID[:GROUP|GID]; default: the image's. */
+  user?: string;
+  /** The whole process group is killed after so many milliseconds; 0: never. */
+  timeoutMs?: number;
+  /** Give a stream for standard input; else it is empty. */
+  stdin?: boolean;
+  /** Give a stream for standard output; else it is dropped. */
+  stdout?: boolean;
+  /** Give a stream for standard error; else it is dropped. */
+  stderr?: boolean;
+  /** Run it on a terminal: stdout has all its output. */
+  tty?: boolean;
+  /** Size of the terminal; default 24. */
+  rows?: number;
+  /** Size of the terminal; default 80. */
+  cols?: number;
+}
+
+export interface VMExecResult {
+  /** Its process ID in the guest. */
+  pid: number;
+}
+
+/** Starts a program as the workload: it runs by itself, and gets the stop signal when the VM is stopped. */
+export interface VMStartWorkloadOptions {
+  /** The program and its arguments; required. A program without a slash is looked up in the guest's PATH. */
+  args: (string | Uint8Array)[];
+  /** NAME=value, over the image's environment. */
+  env?: Record<string, string> | string[];
+  /** Working directory; default: the image's. */
+  workdir?: string;
+  /** NAME|UID[:GROUP|GID]; default: the image's. */
+  user?: string;
+  /** The whole process group is killed after so many milliseconds; 0: never. */
+  timeoutMs?: number;
+}
+
+export interface VMFollowResult {
+  /** Its process ID in the guest. */
+  pid: number;
+}
+
+export interface ExecWaitResult {
+  /** Exit status, 0 to 255; 128 + signal if a signal ended the program. */
+  code: number;
+  /** The signal that ended the program; 0 if it exited. */
+  signal: number;
+  /** timeoutMs passed and the program was killed. */
+  timedOut: boolean;
+  /** A background child still held the output when the program exited; what it wrote later is lost. */
+  truncated: boolean;
+  /** From the request to the end, in microseconds. */
+  durationUs: number;
+  /** CPU time in user mode, in microseconds. */
+  userUs: number;
+  /** CPU time in the guest's kernel, in microseconds. */
+  systemUs: number;
+  /** Most memory resident at once, in bytes. */
+  maxRss: number;
+}
+
+/** Sends a signal to the program's process group. It does nothing after the program's end. */
+export interface ExecSignalOptions {
+  /** Its name, such as TERM or SIGTERM; required. */
+  signal: string;
+}
+
+/** Changes the size of the program's terminal. Without a terminal it does nothing. */
+export interface ExecResizeOptions {
+  /** Lines. */
+  rows?: number;
+  /** Columns. */
+  cols?: number;
+}
+
+/** Reads a file of the guest. */
+export interface VMReadFileOptions {
+  /** In the guest, absolute; required. */
+  path: string;
+  /** A larger file is an error; default and most: 67108864. vm_open_file reads files of any size. */
+  maxBytes?: number;
+}
+
+export interface VMReadFileResult {
+  /** What is in it. */
+  data: Buffer;
+}
+
+/** Creates or replaces a file of the guest. It appears under its name only when all of it is written. */
+export interface VMWriteFileOptions {
+  /** In the guest, absolute; required. */
+  path: string;
+  /** Permission bits; default 0644. */
+  mode?: number;
+  /** What shall be in it. */
+  data?: Uint8Array | string;
+}
+
+/** Reads a file of the guest as a stream. After its end file_wait tells whether all of the file was read. */
+export interface VMOpenFileOptions {
+  /** In the guest, absolute; required. */
+  path: string;
+}
+
+/** Creates or replaces a file of the guest with what is written to a stream. Shut the stream's writing side down or close it, then call file_wait: only then the file appears under its name. file_close before that leaves the old file. */
+export interface VMCreateFileOptions {
+  /** In the guest, absolute; required. */
+  path: string;
+  /** Permission bits; default 0644. */
+  mode?: number;
+}
+
+export interface VersionResult {
+  /** Of the library, such as v1.2.3. */
+  version: string;
+  /** Of the ABI, as smAbiVersion. */
+  abi: number;
+  /** Of the Go toolchain that built it. */
+  go: string;
+}
+
+export interface Check {
+  /** What was looked at. */
+  name: string;
+  /** ok, warning or failed. */
+  status: string;
+  /** What was found. */
+  detail: string;
+  /** What to do about it; may be empty. */
+  fix: string;
+}
+
+export interface DoctorResult {
+  /** VMs can run here. */
+  ok: boolean;
+  /** A map for each: name, status (ok, warning or failed), detail, fix. */
+  checks: Check[];
+}
+
+/** Changes how this process decides whether a VM may start. */
+export interface SetAdmissionOptions {
+  /** A start waits for memory; else it fails. */
+  wait?: boolean;
+  /** Memory that VMs leave to the host; default 128. */
+  marginMib?: number;
+  /** How many VMs are restored at the same time; the others wait. Default: twice the number of CPUs. */
+  parallel?: number;
+  /** What a restored VM is expected to need for itself; default 16. */
+  perVmMib?: number;
+}
+
+/** Makes an image that VMs start from: an OCI image is pulled and booted once, its workload brought to readiness and frozen. If the store has that already, nothing is booted. Events: progress of the pull, and the steps of the bake. */
+export interface ImageFromOCIOptions {
+  /** The image: as for docker, oci:DIRECTORY[:TAG], oci-archive:FILE or docker-archive:FILE; required. */
+  ref: string;
+  /** missing (default), always or never. */
+  pull?: string;
+  /** os/arch[/variant]; default: linux on this host's architecture. */
+  platform?: string;
+  /** Registries, HOST or HOST:PORT, that may use plain HTTP or any certificate. */
+  insecure?: string[];
+  /** Tells variants of the same image apart; the snapshot is found by it. */
+  name?: string;
+  /** Instead of the image's. */
+  entrypoint?: string[];
+  /** Instead of the image's. */
+  cmd?: string[];
+  /** NAME=value, over the image's. */
+  env?: Record<string, string> | string[];
+  /** Instead of the image's. */
+  user?: string;
+  /** Instead of the image's. */
+  workdir?: string;
+  /** Start no workload: the snapshot is of a guest that is ready to run programs. */
+  bootOnly?: boolean;
+  /** RAM, 64 to 524288; default 256. */
+  memoryMib?: number;
+  /** 1 to 8; default 1. */
+  vcpus?: number;
+  /** Size of the writable layer over the image, 16 to 1048576; default 8192. */
+  scratchMib?: number;
+  /** The workload's TCP port; default: the first that the image exposes. */
+  guestPort?: number;
+  /** When the workload is ready: port[:N], settle[:DURATION], command:PROGRAM ARG… or none; default: port if there is one, else settle. */
+  ready?: string;
+  /** It is ready once this program exits with status 0; instead of ready. */
+  readyCommand?: string[];
+  /** Programs that run in the ready guest before it is frozen, one after another. */
+  warmup?: string[][];
+  /** Until the workload is ready, and for each warmup; default 60000. */
+  timeoutMs?: number;
+}
+
+export interface ImageFromOCIResult {
+  /** Identifier. */
+  id: string;
+  /** Name; may be empty. */
+  name: string;
+  /** Of what it was baked from; empty for one of a running VM. */
+  fingerprint: string;
+  /** ID of the snapshot that this one holds the differences to; empty for a whole one. */
+  base: string;
+  /** In milliseconds since 1970. */
+  createdMs: number;
+  /** In milliseconds since 1970. */
+  lastUsedMs: number;
+  /** On disk. */
+  bytes: number;
+  /** The reference that its OCI image was pulled by. */
+  ref: string;
+  /** Of that image. */
+  digest: string;
+  /** RAM of its VMs. */
+  memoryMib: number;
+  /** Virtual CPUs of its VMs. */
+  vcpus: number;
+  /** Size of their writable layer. */
+  scratchMib: number;
+  /** The image's command, or another, runs in it. */
+  workload: boolean;
+  /** Of the workload. */
+  command: string[];
+  /** The workload's TCP port; 0 if there is none. */
+  guestPort: number;
+  /** Why it cannot be used; empty if nothing is known against it. */
+  problem: string;
+}
+
+/** Opens a snapshot of the store, to start VMs from it. */
+export interface ImageFromSnapshotOptions {
+  /** ID, an unambiguous beginning of it, or name (of several the newest); required. */
+  name: string;
+  /** When checksums are compared: once for each file (default), always or never. */
+  verify?: string;
+}
+
+export interface ImageFromSnapshotResult {
+  /** Identifier. */
+  id: string;
+  /** Name; may be empty. */
+  name: string;
+  /** Of what it was baked from; empty for one of a running VM. */
+  fingerprint: string;
+  /** ID of the snapshot that this one holds the differences to; empty for a whole one. */
+  base: string;
+  /** In milliseconds since 1970. */
+  createdMs: number;
+  /** In milliseconds since 1970. */
+  lastUsedMs: number;
+  /** On disk. */
+  bytes: number;
+  /** The reference that its OCI image was pulled by. */
+  ref: string;
+  /** Of that image. */
+  digest: string;
+  /** RAM of its VMs. */
+  memoryMib: number;
+  /** Virtual CPUs of its VMs. */
+  vcpus: number;
+  /** Size of their writable layer. */
+  scratchMib: number;
+  /** The image's command, or another, runs in it. */
+  workload: boolean;
+  /** Of the workload. */
+  command: string[];
+  /** The workload's TCP port; 0 if there is none. */
+  guestPort: number;
+  /** Why it cannot be used; empty if nothing is known against it. */
+  problem: string;
+}
+
+export interface ImageInfoResult {
+  /** Identifier. */
+  id: string;
+  /** Name; may be empty. */
+  name: string;
+  /** Of what it was baked from; empty for one of a running VM. */
+  fingerprint: string;
+  /** ID of the snapshot that this one holds the differences to; empty for a whole one. */
+  base: string;
+  /** In milliseconds since 1970. */
+  createdMs: number;
+  /** In milliseconds since 1970. */
+  lastUsedMs: number;
+  /** On disk. */
+  bytes: number;
+  /** The reference that its OCI image was pulled by. */
+  ref: string;
+  /** Of that image. */
+  digest: string;
+  /** RAM of its VMs. */
+  memoryMib: number;
+  /** Virtual CPUs of its VMs. */
+  vcpus: number;
+  /** Size of their writable layer. */
+  scratchMib: number;
+  /** The image's command, or another, runs in it. */
+  workload: boolean;
+  /** Of the workload. */
+  command: string[];
+  /** The workload's TCP port; 0 if there is none. */
+  guestPort: number;
+  /** Why it cannot be used; empty if nothing is known against it. */
+  problem: string;
+}
+
+export interface ImageAcquireResult {
+  /** Its random identifier, 12 hexadecimal digits. */
+  id: string;
+  /** Its name, which is also the guest's host name. */
+  name: string;
+  /** The random identifier that the guest was given when it was restored; empty for one that was booted. */
+  restoreId: string;
+}
+
+export interface ImagePoolStatsResult {
+  /** As configured. */
+  min: number;
+  /** As configured. */
+  max: number;
+  /** VMs there are: idle, in use and being reset. */
+  alive: number;
+  /** Ready. */
+  idle: number;
+  /** Acquired. */
+  inUse: number;
+  /** Released, not yet reset. */
+  resetting: number;
+  /** Being started. */
+  starting: number;
+  /** Not yet closed. */
+  closing: number;
+  /** Callers that wait for a VM. */
+  waiting: number;
+  /** VMs started so far. */
+  starts: number;
+  /** Starts that failed. */
+  startFailures: number;
+  /** VMs reset in place. */
+  resets: number;
+  /** Resets that failed, so that the VM was replaced. */
+  resetFailures: number;
+  /** VMs closed because they were idle for too long. */
+  evictions: number;
+  /** VMs that ended by themselves. */
+  deaths: number;
+  /** Successful ones. */
+  acquires: number;
+  /** How long they took, median, in nanoseconds. */
+  acquireP50Ns: number;
+  /** 99th percentile. */
+  acquireP99Ns: number;
+}
+
+/** Makes a pool of an image's VMs and starts filling it in the background. The image must stay open as long. */
+export interface PoolNewOptions {
+  /** How many VMs are kept ready, on top of those in use; default 0. */
+  min?: number;
+  /** How many VMs there are at most, 1 to 65536; default: the larger of 32 and min. */
+  max?: number;
+  /** After how long with more than min ready VMs the surplus is closed; 0: never. */
+  idleTimeoutMs?: number;
+  /** How long pool_acquire waits at most when all VMs are in use; 0: until it is canceled. */
+  acquireTimeoutMs?: number;
+  /** Close a released VM and start a fresh one; else it is brought back in place, which is faster. */
+  replace?: boolean;
+}
+
+export interface PoolAcquireResult {
+  /** Its random identifier, 12 hexadecimal digits. */
+  id: string;
+  /** Its name, which is also the guest's host name. */
+  name: string;
+  /** The random identifier that the guest was given when it was restored; empty for one that was booted. */
+  restoreId: string;
+}
+
+export interface PoolStatsResult {
+  /** As configured. */
+  min: number;
+  /** As configured. */
+  max: number;
+  /** VMs there are: idle, in use and being reset. */
+  alive: number;
+  /** Ready. */
+  idle: number;
+  /** Acquired. */
+  inUse: number;
+  /** Released, not yet reset. */
+  resetting: number;
+  /** Being started. */
+  starting: number;
+  /** Not yet closed. */
+  closing: number;
+  /** Callers that wait for a VM. */
+  waiting: number;
+  /** VMs started so far. */
+  starts: number;
+  /** Starts that failed. */
+  startFailures: number;
+  /** VMs reset in place. */
+  resets: number;
+  /** Resets that failed, so that the VM was replaced. */
+  resetFailures: number;
+  /** VMs closed because they were idle for too long. */
+  evictions: number;
+  /** VMs that ended by themselves. */
+  deaths: number;
+  /** Successful ones. */
+  acquires: number;
+  /** How long they took, median, in nanoseconds. */
+  acquireP50Ns: number;
+  /** 99th percentile. */
+  acquireP99Ns: number;
+}
+
+/** Opens a store of images and snapshots. Any number of processes may use one at once. Handle 0 is the user's own store. */
+export interface StoreOpenOptions {
+  /** Directory, made if it is missing; default: the user's own. */
+  dir?: string;
+  /** Directory of the guest's kernel and initramfs; default: where the library finds them. */
+  assets?: string;
+}
+
+/** Makes an OCI image available. Events: its progress. */
+export interface StorePullOptions {
+  /** The image: as for docker, oci:DIRECTORY[:TAG], oci-archive:FILE or docker-archive:FILE; required. */
+  ref: string;
+  /** missing (default), always or never. */
+  pull?: string;
+  /** os/arch[/variant]; default: linux on this host's architecture. */
+  platform?: string;
+  /** Registries, HOST or HOST:PORT, that may use plain HTTP or any certificate. */
+  insecure?: string[];
+}
+
+export interface StorePullResult {
+  /** Canonical reference; empty if it has none any more. */
+  ref: string;
+  /** Of the manifest. */
+  digest: string;
+  /** What docker calls the image ID. */
+  configDigest: string;
+  /** os/arch or os/arch/variant. */
+  platform: string;
+  /** Size of the root file system. */
+  bytes: number;
+  /** When it was built, as it says, in milliseconds since 1970. */
+  createdMs: number;
+  /** As the image says. */
+  entrypoint: string[];
+  /** As the image says. */
+  cmd: string[];
+  /** As the image says. */
+  env: string[];
+  /** As the image says. */
+  workdir: string;
+  /** As the image says. */
+  user: string;
+  /** The first TCP port that it exposes; 0 if there is none. */
+  guestPort: number;
+}
+
+export interface OciImage {
+  /** Canonical reference; empty if it has none any more. */
+  ref: string;
+  /** Of the manifest. */
+  digest: string;
+  /** What docker calls the image ID. */
+  configDigest: string;
+  /** os/arch or os/arch/variant. */
+  platform: string;
+  /** Size of the root file system. */
+  bytes: number;
+  /** When it was built, as it says, in milliseconds since 1970. */
+  createdMs: number;
+  /** As the image says. */
+  entrypoint: string[];
+  /** As the image says. */
+  cmd: string[];
+  /** As the image says. */
+  env: string[];
+  /** As the image says. */
+  workdir: string;
+  /** As the image says. */
+  user: string;
+  /** The first TCP port that it exposes; 0 if there is none. */
+  guestPort: number;
+}
+
+export interface StoreImagesResult {
+  /** One map for each, with the keys of store_pull. */
+  images: OciImage[];
+}
+
+/** Forgets the reference of an OCI image; its files go when nothing else needs them. */
+export interface StoreRemoveImageOptions {
+  /** The reference; required. */
+  ref: string;
+}
+
+export interface SnapshotInfo {
+  /** Identifier. */
+  id: string;
+  /** Name; may be empty. */
+  name: string;
+  /** Of what it was baked from; empty for one of a running VM. */
+  fingerprint: string;
+  /** ID of the snapshot that this one holds the differences to; empty for a whole one. */
+  base: string;
+  /** In milliseconds since 1970. */
+  createdMs: number;
+  /** In milliseconds since 1970. */
+  lastUsedMs: number;
+  /** On disk. */
+  bytes: number;
+  /** The reference that its OCI image was pulled by. */
+  ref: string;
+  /** Of that image. */
+  digest: string;
+  /** RAM of its VMs. */
+  memoryMib: number;
+  /** Virtual CPUs of its VMs. */
+  vcpus: number;
+  /** Size of their writable layer. */
+  scratchMib: number;
+  /** The image's command, or another, runs in it. */
+  workload: boolean;
+  /** Of the workload. */
+  command: string[];
+  /** The workload's TCP port; 0 if there is none. */
+  guestPort: number;
+  /** Why it cannot be used; empty if nothing is known against it. */
+  problem: string;
+}
+
+export interface StoreSnapshotsResult {
+  /** One map for each, with the keys of image_info. */
+  snapshots: SnapshotInfo[];
+}
+
+/** Describes one snapshot, without reading its data. */
+export interface StoreInspectOptions {
+  /** ID, an unambiguous beginning of it, or name (of several the newest); required. */
+  name: string;
+}
+
+export interface StoreInspectResult {
+  /** Identifier. */
+  id: string;
+  /** Name; may be empty. */
+  name: string;
+  /** Of what it was baked from; empty for one of a running VM. */
+  fingerprint: string;
+  /** ID of the snapshot that this one holds the differences to; empty for a whole one. */
+  base: string;
+  /** In milliseconds since 1970. */
+  createdMs: number;
+  /** In milliseconds since 1970. */
+  lastUsedMs: number;
+  /** On disk. */
+  bytes: number;
+  /** The reference that its OCI image was pulled by. */
+  ref: string;
+  /** Of that image. */
+  digest: string;
+  /** RAM of its VMs. */
+  memoryMib: number;
+  /** Virtual CPUs of its VMs. */
+  vcpus: number;
+  /** Size of their writable layer. */
+  scratchMib: number;
+  /** The image's command, or another, runs in it. */
+  workload: boolean;
+  /** Of the workload. */
+  command: string[];
+  /** The workload's TCP port; 0 if there is none. */
+  guestPort: number;
+  /** Why it cannot be used; empty if nothing is known against it. */
+  problem: string;
+}
+
+/** Deletes a snapshot. VMs that were started from it go on. */
+export interface StoreRemoveOptions {
+  /** ID, an unambiguous beginning of it, or name (of several the newest); required. */
+  name: string;
+}
+
+/** Deletes the snapshots that may go and describes them. */
+export interface StorePruneOptions {
+  /** Those not used for so many milliseconds; 0: none. */
+  olderMs?: number;
+  /** The least recently used, until the rest takes no more on disk; 0: none. */
+  maxBytes?: number;
+  /** Those whose image is no longer in the store, and those that cannot be used. */
+  unreferenced?: boolean;
+  /** All of them. */
+  all?: boolean;
+}
+
+export interface StorePruneResult {
+  /** One map for each, with the keys of image_info. */
+  snapshots: SnapshotInfo[];
+}
+
+/** Makes a snapshot that holds everything itself from one that holds the differences to others. */
+export interface StoreFlattenOptions {
+  /** ID, an unambiguous beginning of it, or name (of several the newest); required. */
+  name: string;
+}
+
+export interface StoreFlattenResult {
+  /** Of the new snapshot. */
+  id: string;
+}
+
+/** Starts a VM that goes on from an image's snapshot, with entropy, clock and host name of its own. It returns when the workload runs. */
+export interface VMStartOptions {
+  /** The VM's name and host name, 1 to 63 of [a-zA-Z0-9-]; default: its ID. */
+  name?: string;
+  /** How long the guest may take until it answers; default 30000. */
+  timeoutMs?: number;
+}
+
+export interface VMStartResult {
+  /** Its random identifier, 12 hexadecimal digits. */
+  id: string;
+  /** Its name, which is also the guest's host name. */
+  name: string;
+  /** The random identifier that the guest was given when it was restored; empty for one that was booted. */
+  restoreId: string;
+}
+
+/** Pulls an OCI image if need be and boots it, without a snapshot. The image's command is not started; vm_start_workload does. Events: progress of the pull. */
+export interface VMBootOptions {
+  /** The image: as for docker, oci:DIRECTORY[:TAG], oci-archive:FILE or docker-archive:FILE; required. */
+  ref: string;
+  /** missing (default), always or never. */
+  pull?: string;
+  /** os/arch[/variant]; default: linux on this host's architecture. */
+  platform?: string;
+  /** Registries, HOST or HOST:PORT, that may use plain HTTP or any certificate. */
+  insecure?: string[];
+  /** The VM's name and host name, 1 to 63 of [a-zA-Z0-9-]; default: its ID. */
+  name?: string;
+  /** RAM, 64 to 524288; default 256. */
+  memoryMib?: number;
+  /** 1 to 8; default 1. */
+  vcpus?: number;
+  /** Size of the writable layer over the image, 16 to 1048576; default 8192. It is allocated as it is written. */
+  scratchMib?: number;
+  /** How long the guest may take until it answers; default 60000. */
+  timeoutMs?: number;
+}
+
+export interface VMBootResult {
+  /** Its random identifier, 12 hexadecimal digits. */
+  id: string;
+  /** Its name, which is also the guest's host name. */
+  name: string;
+  /** The random identifier that the guest was given when it was restored; empty for one that was booted. */
+  restoreId: string;
+}
+
+export interface VMInfoResult {
+  /** Random identifier, 12 hexadecimal digits. */
+  id: string;
+  /** Name, which is also the guest's host name. */
+  name: string;
+  /** The random identifier that the guest was given when it was restored; empty for one that was booted. */
+  restoreId: string;
+  /** The reference that its OCI image was pulled by. */
+  ref: string;
+  /** Of the image. */
+  digest: string;
+  /** RAM. */
+  memoryMib: number;
+  /** Virtual CPUs. */
+  vcpus: number;
+  /** Size of the writable layer. */
+  scratchMib: number;
+  /** The workload's TCP port; 0 if none is known. */
+  guestPort: number;
+  /** When the guest first answered, in milliseconds since 1970. */
+  startedMs: number;
+  /** It has not ended. */
+  running: boolean;
+  /** Why it has ended, as vm_wait says; empty while it runs. */
+  endReason: string;
+  /** More of that. */
+  endDetail: string;
+  /** Memory that the guest says it has given up. */
+  balloonBytes: number;
+}
+
+export interface VMMemoryResult {
+  /** What the host holds for this VM alone; the rest is shared with others of its snapshot. */
+  privateBytes: number;
+  /** Memory that the guest's kernel manages. This and the following are the guest's claims. */
+  totalBytes: number;
+  /** Used for nothing. */
+  freeBytes: number;
+  /** What programs could get without swapping. */
+  availableBytes: number;
+  /** Caches, mostly of files. */
+  cacheBytes: number;
+  /** Page faults with I/O since boot. */
+  majorFaults: number;
+  /** Page faults without I/O since boot. */
+  minorFaults: number;
+}
+
+/** Asks the guest to give up memory, which the host gets back. The guest complies as far as it can, without haste. */
+export interface VMSetBalloonOptions {
+  /** How much; 0 returns all of it. */
+  bytes?: number;
+}
+
+export interface VMWaitResult {
+  /** stopped, powered off, rebooted, kernel panic, crashed or host failure. */
+  reason: string;
+  /** The kernel's message, or the host's error; else empty. */
+  detail: string;
+}
+
+/** Asks the guest to shut down, and stops it by force if it does not. The handle stays open. */
+export interface VMStopOptions {
+  /** How long the workload may take after its stop signal, in milliseconds; default 10000. */
+  graceMs?: number;
+}
+
+export interface VMStopResult {
+  /** stopped, powered off, rebooted, kernel panic, crashed or host failure. */
+  reason: string;
+  /** The kernel's message, or the host's error; else empty. */
+  detail: string;
+}
+
+/** Makes VMs that go on from this instant, each with an identity of its own, while this VM goes on too. */
+export interface VMForkOptions {
+  /** How many children, 1 to 1024; default 1. */
+  n?: number;
+  /** Names and host names of the children, in order; default: their IDs. */
+  names?: string[];
+  /** How long each may take until it answers; default 30000. */
+  timeoutMs?: number;
+}
+
+export interface VMForkResult {
+  /** Their identifiers. */
+  ids: string[];
+  /** Their names. */
+  names: string[];
+  /** The random identifiers that they were given. */
+  restoreIds: string[];
+}
+
+/** Saves the running VM as an image that others can be started from. The VM runs on. */
+export interface VMSnapshotOptions {
+  /** Handle of the store to save it in; default: the user's own. */
+  store?: Store;
+  /** For people; may be empty. */
+  name?: string;
+  /** Handle of an image that the VM goes back to: only what differs from it is stored. 0 stores everything. */
+  base?: Image;
+  /** Spend some tenths of a second on making the snapshot small. */
+  lean?: boolean;
+}
+
+export interface VMSnapshotResult {
+  /** Identifier. */
+  id: string;
+  /** Name; may be empty. */
+  name: string;
+  /** Of what it was baked from; empty for one of a running VM. */
+  fingerprint: string;
+  /** ID of the snapshot that this one holds the differences to; empty for a whole one. */
+  base: string;
+  /** In milliseconds since 1970. */
+  createdMs: number;
+  /** In milliseconds since 1970. */
+  lastUsedMs: number;
+  /** On disk. */
+  bytes: number;
+  /** The reference that its OCI image was pulled by. */
+  ref: string;
+  /** Of that image. */
+  digest: string;
+  /** RAM of its VMs. */
+  memoryMib: number;
+  /** Virtual CPUs of its VMs. */
+  vcpus: number;
+  /** Size of their writable layer. */
+  scratchMib: number;
+  /** The image's command, or another, runs in it. */
+  workload: boolean;
+  /** Of the workload. */
+  command: string[];
+  /** The workload's TCP port; 0 if there is none. */
+  guestPort: number;
+  /** Why it cannot be used; empty if nothing is known against it. */
+  problem: string;
+}
+
+/** Returns the last that the guest's kernel and init wrote to the console. */
+export interface VMConsoleOptions {
+  /** At most so many bytes, of whole lines; default 65536. */
+  maxBytes?: number;
+}
+
+export interface VMConsoleResult {
+  /** The lines. */
+  text: string;
+}
+
+/** Opens a byte stream to a TCP port on the guest's loopback address. */
+export interface VMConnectOptions {
+  /** 1 to 65535; default: the workload's. */
+  port?: number;
+}
+
+/** Listens on the host and connects everything that arrives to the guest's TCP port, until the handle or the VM is closed. */
+export interface VMForwardOptions {
+  /** Where to listen: HOST:PORT, where port 0 takes a free one, or the path of a Unix socket; default 127.0.0.1:0. */
+  address?: string;
+  /** The guest's, 1 to 65535; default: the workload's. */
+  port?: number;
+}
+
+export interface VMForwardResult {
+  /** Where it listens. */
+  address: string;
+}
+
+/** A class for each error code. */
+export namespace errors {
+  /** internal: a bug of ours; please report it. */
+  class InternalError extends SupermachineError {}
+  /** invalid_argument: a value is out of range or malformed. */
+  class InvalidArgumentError extends SupermachineError {}
+  /** canceled: the caller canceled. */
+  class CanceledError extends SupermachineError {}
+  /** timeout: a deadline passed. */
+  class TimeoutError extends SupermachineError {}
+  /** no_virtualization: no /dev/kvm, no permission, or no hardware support. */
+  class NoVirtualizationError extends SupermachineError {}
+  /** assets: the guest's kernel or initramfs is missing or corrupt. */
+  class AssetsError extends SupermachineError {}
+  /** image_not_found: the registry, file or store has no such image. */
+  class ImageNotFoundError extends SupermachineError {}
+  /** unauthorized: the registry refused the credentials. */
+  class UnauthorizedError extends SupermachineError {}
+  /** unreachable: the registry is down, refuses or answers too slowly. */
+  class UnreachableError extends SupermachineError {}
+  /** corrupt: bytes do not match their digest, or are truncated. */
+  class CorruptError extends SupermachineError {}
+  /** invalid_image: the image breaks the format's rules. */
+  class InvalidImageError extends SupermachineError {}
+  /** platform: the image has no variant for the wanted platform. */
+  class PlatformError extends SupermachineError {}
+  /** limit: a limit on size, entries or depth is exceeded. */
+  class LimitError extends SupermachineError {}
+  /** disk_full: no space left on the host. */
+  class DiskFullError extends SupermachineError {}
+  /** boot: the guest did not come up. */
+  class BootError extends SupermachineError {}
+  /** vm_ended: the VM has stopped, or stopped meanwhile. */
+  class VMEndedError extends SupermachineError {}
+  /** command_not_found: the guest has no such program. */
+  class CommandNotFoundError extends SupermachineError {}
+  /** not_executable: the program exists and cannot be executed. */
+  class NotExecutableError extends SupermachineError {}
+  /** not_found: no such file, directory, user, snapshot or VM. */
+  class NotFoundError extends SupermachineError {}
+  /** refused: nothing listens on the guest's port. */
+  class RefusedError extends SupermachineError {}
+  /** agent: the agent in the guest broke the protocol. */
+  class AgentError extends SupermachineError {}
+  /** permission: the guest's kernel refuses the operation. */
+  class PermissionError extends SupermachineError {}
+  /** io: the host's operating system refused an operation. */
+  class IOError extends SupermachineError {}
+  /** not_ready: the workload did not become ready. */
+  class NotReadyError extends SupermachineError {}
+  /** incompatible: a snapshot of another version, architecture or CPU. */
+  class IncompatibleError extends SupermachineError {}
+  /** in_use: something else needs the object. */
+  class InUseError extends SupermachineError {}
+  /** no_memory: the host has no memory left for the VM. */
+  class NoMemoryError extends SupermachineError {}
+  /** exhausted: the pool has no VM to give. */
+  class ExhaustedError extends SupermachineError {}
+  /** closed: the pool or the image is closed. */
+  class ClosedError extends SupermachineError {}
+  /** invalid_handle: closed, of another kind, or none at all. */
+  class InvalidHandleError extends SupermachineError {}
+  /** forked: the process was forked after the library was loaded. */
+  class ForkedError extends SupermachineError {}
+}

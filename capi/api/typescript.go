@@ -1,0 +1,144 @@
+package api
+
+import (
+	"fmt"
+	"reflect"
+	"regexp"
+	"strings"
+
+	"github.com/supermachine/supermachine/core"
+)
+
+// TypeScript returns bindings/node/lib/calls.d.ts: the options and results of the calls as the Node package has them, with names in camel case,
+// and a class for each error.
+func TypeScript() string {
+	t := typescript{seen: map[reflect.Type]bool{}}
+	t.b.WriteString("// Made by `make abi` from the table in capi/api.\n\nimport { Image, Store, SupermachineError } from './index';\n")
+	for _, c := range calls {
+		t.options(pascal(c.Name)+"Options", c)
+		t.result(pascal(c.Name)+"Result", c.Result)
+	}
+	t.b.WriteString("\n/** A class for each error code. */\nexport namespace errors {\n")
+	for _, c := range core.Codes() {
+		fmt.Fprintf(&t.b, "  /** %s: %s. */\n  class %sError extends SupermachineError {}\n", c.Error(), c.Description(), pascal(c.Error()))
+	}
+	t.b.WriteString("}\n")
+	return t.b.String()
+}
+
+// ErrorCodes returns bindings/node/lib/codes.json: the name of each code, and that of its class.
+func ErrorCodes() string {
+	var lines []string
+	for _, c := range core.Codes() {
+		lines = append(lines, fmt.Sprintf(`  {"code": %d, "name": %q, "class": "%sError"}`, int(c), c.Error(), pascal(c.Error())))
+	}
+	return "[\n" + strings.Join(lines, ",\n") + "\n]\n"
+}
+
+type typescript struct {
+	b    strings.Builder
+	seen map[reflect.Type]bool // named types that are written
+}
+
+// doc returns a field's text, with the names of other fields as this language has them.
+func (t *typescript) doc(f reflect.StructField) string {
+	return snake.ReplaceAllStringFunc(f.Tag.Get("doc"), func(name string) string {
+		for _, c := range calls {
+			if name == c.Name {
+				return name
+			}
+		}
+		return camel(name)
+	})
+}
+
+var snake = regexp.MustCompile(`\b[a-z]+(_[a-z0-9]+)+\b`)
+
+func (t *typescript) options(name string, c *Call) {
+	var rows strings.Builder
+	for _, f := range reflect.VisibleFields(c.Options) {
+		key := f.Tag.Get("msgpack")
+		if key == "" {
+			continue
+		}
+		mark := "?"
+		if strings.Contains(f.Tag.Get("doc"), "required") {
+			mark = ""
+		}
+		kind := t.kind(f.Type)
+		switch {
+		case key == "env":
+			kind = "Record<string, string> | string[]"
+		case key == "args":
+			kind = "(string | Uint8Array)[]"
+		case key == "store":
+			kind = "Store"
+		case key == "base":
+			kind = "Image"
+		case kind == "Buffer":
+			kind = "Uint8Array | string"
+		}
+		fmt.Fprintf(&rows, "  /** %s */\n  %s%s: %s;\n", t.doc(f), camel(key), mark, kind)
+	}
+	if rows.Len() > 0 {
+		fmt.Fprintf(&t.b, "\n/** %s */\nexport interface %s {\n%s}\n", c.Doc, name, rows.String())
+	}
+}
+
+// result writes a result's interface: what it has besides handles and file descriptors.
+func (t *typescript) result(name string, typ reflect.Type) {
+	var rows strings.Builder
+	for _, f := range reflect.VisibleFields(typ) {
+		if key := f.Tag.Get("msgpack"); key != "" && f.Tag.Get("holds") == "" {
+			fmt.Fprintf(&rows, "  /** %s */\n  %s: %s;\n", t.doc(f), camel(key), t.kind(f.Type))
+		}
+	}
+	if rows.Len() > 0 {
+		fmt.Fprintf(&t.b, "\nexport interface %s {\n%s}\n", name, rows.String())
+	}
+}
+
+func (t *typescript) kind(typ reflect.Type) string {
+	switch kindName(typ) {
+	case "str":
+		return "string"
+	case "bool":
+		return "boolean"
+	case "int", "uint":
+		return "number"
+	case "bin":
+		return "Buffer"
+	case "map":
+		name := strings.ToUpper(typ.Name()[:1]) + typ.Name()[1:]
+		if !t.seen[typ] {
+			t.seen[typ] = true
+			t.result(name, typ)
+		}
+		return name
+	}
+	return t.kind(typ.Elem()) + "[]"
+}
+
+var initialisms = map[string]string{"vm": "VM", "io": "IO", "oci": "OCI"}
+
+// pascal makes VMRun of vm_run.
+func pascal(name string) string {
+	var b strings.Builder
+	for _, w := range strings.Split(name, "_") {
+		if s, ok := initialisms[w]; ok {
+			b.WriteString(s)
+		} else {
+			b.WriteString(strings.ToUpper(w[:1]) + w[1:])
+		}
+	}
+	return b.String()
+}
+
+// camel makes memoryMib of memory_mib.
+func camel(name string) string {
+	words := strings.Split(name, "_")
+	for i, w := range words[1:] {
+		words[i+1] = strings.ToUpper(w[:1]) + w[1:]
+	}
+	return strings.Join(words, "")
+}
