@@ -48,25 +48,37 @@ def as_ms(seconds: Optional[float]) -> Optional[int]:
     return max(int(seconds * 1000), 1) if seconds else 0
 
 
-class _Handle:
-    """An object of the library's. It is closed once, by close, the end of a with block, or as a last resort the garbage collector."""
+class Owned:
+    """An object of the library's, which is closed once."""
 
     _kind = ""
+    _closed = True
 
     def __init__(self, handle: int) -> None:
-        self._handle = handle
+        self._handle = handle  # kept when it is closed: the library then says so, where 0 would stand for the user's own store
         self._pid = os.getpid()
-
-    def close(self) -> None:
-        """Gives the object up. Closing twice is allowed."""
-        handle, self._handle = self._handle, 0
-        if handle and self._pid == os.getpid():
-            call(self._kind + "_close", handle)
+        self._closed = False
 
     @property
     def closed(self) -> bool:
-        """Whether close was called."""
-        return self._handle == 0
+        """Whether it was closed."""
+        return self._closed
+
+    def _take(self) -> bool:
+        """Whoever gets True closes the object. In a forked child nobody does: it is the parent's."""
+        if self._closed:
+            return False
+        self._closed = True
+        return self._pid == os.getpid()
+
+
+class _Handle(Owned):
+    """An object that is closed by close, the end of a with block, or as a last resort the garbage collector."""
+
+    def close(self) -> None:
+        """Gives the object up. Closing twice is allowed."""
+        if self._take():
+            call(self._kind + "_close", self._handle)
 
     def __enter__(self: _H) -> _H:
         return self
@@ -75,13 +87,13 @@ class _Handle:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_handle", 0) and self._pid == os.getpid():
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self)
+        text = repr(self)
+        if self._take():
+            warnings.warn(f"unclosed {text}", ResourceWarning, source=self)
             try:
                 quick(self._kind + "_close", self._handle)
             except SupermachineError:
                 pass
-            self._handle = 0
 
     def __repr__(self) -> str:
         return f"<supermachine.{type(self).__name__}{' (closed)' if self.closed else ''}>"
@@ -230,9 +242,8 @@ class GuestFile(_Handle):
 
     def close(self) -> None:
         """Gives the transfer up. A file that was not committed stays as it was."""
-        handle, self._handle = self._handle, 0
-        if handle:
-            call("file_close", handle)
+        if self._take():
+            call("file_close", self._handle)
         try:
             self.stream.close()
         except OSError:
@@ -385,9 +396,8 @@ class VM(_Handle):
 
     def discard(self) -> None:
         """Like close, but a VM that was acquired from a pool is thrown away."""
-        handle, self._handle = self._handle, 0
-        if handle:
-            call("vm_discard", handle)
+        if self._take():
+            call("vm_discard", self._handle)
 
 
 class Image(_Handle):

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, AsyncIterator, Dict, List, Optional, Sequence, Tuple, Type, TypeVar, Union
 
 from ._native import EVENT, Queue, quick
-from ._vm import Args, Env, Exit, ExitError, GuestPath, Progress, Result, as_args, as_env, as_exit, as_ms, as_path, as_socket
+from ._vm import Args, Env, Exit, ExitError, GuestPath, Owned, Progress, Result, as_args, as_env, as_exit, as_ms, as_path, as_socket
 from .errors import SupermachineError, error_for
 
 _H = TypeVar("_H", bound="_Handle")
@@ -98,25 +98,13 @@ def _close_later(kind: str, handle: int) -> None:
         queue.close()
 
 
-class _Handle:
-    """An object of the library's. It is closed by aclose, or at the end of an async with block."""
-
-    _kind = ""
-
-    def __init__(self, handle: int) -> None:
-        self._handle = handle
-        self._pid = os.getpid()
+class _Handle(Owned):
+    """An object that is closed by aclose, the end of an async with block, or as a last resort the garbage collector."""
 
     async def aclose(self) -> None:
         """Gives the object up. Closing twice is allowed."""
-        handle, self._handle = self._handle, 0
-        if handle and self._pid == os.getpid():
-            await asyncio.shield(call(self._kind + "_close", handle))
-
-    @property
-    def closed(self) -> bool:
-        """Whether aclose was called."""
-        return self._handle == 0
+        if self._take():
+            await asyncio.shield(call(self._kind + "_close", self._handle))
 
     async def __aenter__(self: _H) -> _H:
         return self
@@ -125,13 +113,13 @@ class _Handle:
         await self.aclose()
 
     def __del__(self) -> None:
-        if getattr(self, "_handle", 0) and self._pid == os.getpid():
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self)
+        text = repr(self)
+        if self._take():
+            warnings.warn(f"unclosed {text}", ResourceWarning, source=self)
             try:
                 _close_later(self._kind, self._handle)
             except SupermachineError:
                 pass
-            self._handle = 0
 
     def __repr__(self) -> str:
         return f"<supermachine.aio.{type(self).__name__}{' (closed)' if self.closed else ''}>"
@@ -310,9 +298,8 @@ class VM(_Handle):
 
     async def discard(self) -> None:
         """Like aclose, but a VM that was acquired from a pool is thrown away."""
-        handle, self._handle = self._handle, 0
-        if handle:
-            await asyncio.shield(call("vm_discard", handle))
+        if self._take():
+            await asyncio.shield(call("vm_discard", self._handle))
 
 
 class Image(_Handle):

@@ -85,6 +85,10 @@ def test_closed_objects(tmp_path: Path) -> None:
         assert not store.closed
     assert store.closed and "closed" in repr(store)
     store.close()
+    with pytest.raises(errors.InvalidHandleError):
+        store.images()
+    with pytest.raises(errors.InvalidHandleError):  # and not found in the user's own store
+        supermachine.Image.from_snapshot("nothing", store=store)
     with supermachine.Store(tmp_path) as store, pytest.raises(errors.NotFoundError):
         supermachine.Image.from_snapshot("nothing", store=store)
 

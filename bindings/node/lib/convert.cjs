@@ -1,0 +1,42 @@
+'use strict';
+// Options and results between JavaScript and the library: names in camel case become those of docs/abi.md and back.
+
+const snake = (name) => name.replace(/[A-Z]/g, (c) => '_' + c.toLowerCase());
+const camel = (name) => name.replace(/_([a-z0-9])/g, (_, c) => c.toUpperCase());
+
+/** Options for the library. Objects of this package stand for their handles. */
+function toLibrary(given = {}) {
+  if (given === null || typeof given !== 'object' || Array.isArray(given)) throw new TypeError('options are an object');
+  const out = {};
+  for (const [key, value] of Object.entries(given)) {
+    if (key === 'signal' || key === 'onProgress' || value === undefined || value === null) continue;
+    if (/_/.test(key)) throw new TypeError(`unknown option ${JSON.stringify(key)}; names are in camel case, as ${camel(key)}`);
+    if (key === 'env' && !Array.isArray(value)) out.env = Object.entries(value).map(([k, v]) => `${k}=${v}`);
+    else out[snake(key)] = typeof value === 'object' && '_handle' in value ? value._handle : value;
+  }
+  return out;
+}
+
+/** What a call takes besides options: who aborts it, and who is told of its progress. */
+function how(given) {
+  const { signal, onProgress } = given ?? {};
+  return { signal, onEvent: onProgress && ((e) => onProgress(fromLibrary(e))) };
+}
+
+/** Results for JavaScript. Counters beyond what a number holds exactly (2^53) lose their last digits. */
+function fromLibrary(value) {
+  if (typeof value === 'bigint') return Number(value);
+  if (Array.isArray(value)) return value.map(fromLibrary);
+  if (value instanceof Uint8Array) return Buffer.from(value.buffer, value.byteOffset, value.byteLength);
+  if (value === null || typeof value !== 'object') return value;
+  return Object.fromEntries(Object.entries(value).map(([k, v]) => [camel(k), fromLibrary(v)]));
+}
+
+/** A program's arguments, checked. */
+function argv(args) {
+  if (!Array.isArray(args)) throw new TypeError("args is an array of the program and its arguments; for a shell command use ['sh', '-c', command]");
+  for (const a of args) if (typeof a !== 'string' && !(a instanceof Uint8Array)) throw new TypeError(`an argument is a string or bytes, not ${typeof a}`);
+  return args;
+}
+
+module.exports = { camel, toLibrary, fromLibrary, how, argv };

@@ -1,0 +1,82 @@
+'use strict';
+// Streams over file descriptors of the library, which are one end of a socket pair each.
+
+const net = require('node:net');
+const { Readable, Writable, addAbortSignal } = require('node:stream');
+const { call } = require('./native.cjs');
+const { Handle } = require('./handle.cjs');
+
+/** A connected socket that owns the descriptor; undefined if there is none. */
+function socketOf(fd, { readable = true, writable = true } = {}) {
+  return fd < 0 ? undefined : new net.Socket({ fd, readable, writable, allowHalfOpen: true });
+}
+
+class Transfer extends Handle {
+  static kind = 'file';
+}
+
+/** Opens the transfer of a file; the stream that is made of it is ready once it is. */
+async function open(vm, name, options, signal) {
+  const r = await call(name, vm._handle, options, { signal });
+  return { transfer: new Transfer(r.file), socket: socketOf(r.fd) };
+}
+
+/** A file of the guest as a Readable. It ends only if all of the file was read. */
+function readFileStream(vm, path, { signal, highWaterMark } = {}) {
+  let opened;
+  const stream = new Readable({
+    highWaterMark,
+    construct(done) {
+      open(vm, 'vm_open_file', { path }, signal).then((o) => {
+        opened = o;
+        o.socket.on('data', (chunk) => {
+          if (!stream.push(chunk)) o.socket.pause();
+        });
+        o.socket.on('error', (e) => stream.destroy(e));
+        o.socket.on('end', () => call('file_wait', o.transfer._handle).then(() => stream.push(null), (e) => stream.destroy(e)));
+        o.socket.pause();
+        done();
+      }, (e) => done(stream.destroyed ? null : e)); // one that was aborted has its error already
+    },
+    read() {
+      opened.socket.resume();
+    },
+    destroy: (error, done) => giveUp(opened, error, done),
+  });
+  return signal ? addAbortSignal(signal, stream) : stream;
+}
+
+/** Creates or replaces a file of the guest with what is written to the Writable. The file appears when it emits finish. */
+function writeFileStream(vm, path, { signal, mode, highWaterMark } = {}) {
+  let opened;
+  const stream = new Writable({
+    highWaterMark,
+    construct(done) {
+      open(vm, 'vm_create_file', { path, mode }, signal).then((o) => {
+        opened = o;
+        // A transfer that fails ends the socket from the other side, and what is written gets EPIPE: the transfer knows why.
+        o.socket.on('error', () => call('file_wait', o.transfer._handle).then(() => {}, (e) => stream.destroy(e)));
+        o.socket.resume();
+        done();
+      }, (e) => done(stream.destroyed ? null : e)); // one that was aborted has its error already
+    },
+    write(chunk, _, done) {
+      opened.socket.write(chunk, (e) => (e ? call('file_wait', opened.transfer._handle).then(() => done(e), done) : done()));
+    },
+    final(done) {
+      opened.socket.end(() => call('file_wait', opened.transfer._handle).then(() => done(), done));
+    },
+    destroy: (error, done) => giveUp(opened, error, done),
+  });
+  return signal ? addAbortSignal(signal, stream) : stream;
+}
+
+function giveUp(opened, error, done) {
+  if (opened === undefined) return done(error);
+  opened.transfer.close().then(() => {}, () => {}).then(() => {
+    opened.socket.destroy();
+    done(error);
+  });
+}
+
+module.exports = { socketOf, readFileStream, writeFileStream };
