@@ -21,7 +21,7 @@ export SUPERMACHINE_ASSETS := $(CURDIR)/$(SHARE)
 
 say = @printf '\n== %s\n' "$(1)" >&2
 
-.PHONY: help all build lib abi install wheel kernel images testbed demo check lint test test-native test-vm soak storm bench fuzz clean
+.PHONY: help all build lib abi install packages kernel images testbed demo check lint test test-native test-vm soak storm bench fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,9 +55,10 @@ install: all lib ## install the command line, the library and the guest: PREFIX=
 	install -d $(DESTDIR)$(PREFIX)/lib/pkgconfig
 	sed 's,@PREFIX@,$(PREFIX),' capi/supermachine.pc.in > $(DESTDIR)$(PREFIX)/lib/pkgconfig/supermachine.pc
 
-wheel: all lib ## build the Python package with all that it needs: dist/supermachine-*.whl
-	$(call say,Python package)
+packages: all lib ## build and try the packages with all that they need: dist/
+	$(call say,packages)
 	bindings/python/build-wheel
+	bindings/node/build-package
 
 kernel: ## build the guest's kernel (minutes, once)
 	$(call say,guest kernel)
@@ -86,7 +87,7 @@ lint:
 	go vet ./...
 	GOARCH=arm64 go vet ./guest/... ./core/agent/...
 
-test: all images testbed lint test-native test-vm ## every test, those that need guests in the testbed where there is no KVM
+test: all images testbed lint test-native packages test-vm ## every test, those that need guests in the testbed where there is no KVM
 
 test-native: lib
 	$(call say,tests on this machine)
@@ -94,6 +95,7 @@ test-native: lib
 	scripts/install-packages g++
 	capi/ctest/run
 	bindings/python/run-tests
+	bindings/node/run-tests
 	guest/kernel/check-arm64
 
 test-vm: build
@@ -104,6 +106,7 @@ test-vm: build
 	SUPERMACHINE_REQUIRE_KVM=1 scripts/test-vm 6 $(VM_PACKAGES)
 	capi/ctest/run-guests
 	bindings/python/run-tests guests
+	bindings/node/run-tests guests
 
 soak: all images testbed build ## the tests with real guests that take minutes, and others longer (an hour)
 	@mkdir -p $(BUILD)/test
@@ -112,6 +115,7 @@ soak: all images testbed build ## the tests with real guests that take minutes, 
 
 storm: all images testbed lib ## ten minutes of signals, children and threads beside busy VMs, for each language
 	SUPERMACHINE_STORM=600 bindings/python/run-tests guests -k storm
+	SUPERMACHINE_STORM=600 bindings/node/run-tests guests --test-name-pattern=storm
 
 bench: all images testbed ## measure, with the floors in the same run: build/bench.json
 	bench/run
