@@ -54,6 +54,20 @@ __attribute__((constructor)) static void after_go(void) {
 	pthread_sigmask(SIG_SETMASK, &mask, NULL);
 }
 
+SM_API int32_t sm_signals_check(void) {
+	static const int taken[] = {SIGCHLD, SIGPROF, SIGILL, SIGTRAP, SIGBUS, SIGFPE, SIGSEGV, SIGSTKFLT, SIGURG}; // Go unblocks them in every thread
+	int32_t changed = 0;
+	for (size_t i = 0; i < sizeof taken / sizeof taken[0]; i++) {
+		struct sigaction now;
+		if (sigaction(taken[i], NULL, &now) != 0 || now.sa_handler == SIG_DFL || now.sa_handler == SIG_IGN || (now.sa_flags & SA_ONSTACK))
+			continue;
+		now.sa_flags |= SA_ONSTACK;
+		if (sigaction(taken[i], &now, NULL) == 0)
+			changed++;
+	}
+	return changed;
+}
+
 // ---- what is refused before Go is entered
 
 #define MAX_REQUEST ((size_t)1 << 30)

@@ -26,7 +26,8 @@
  *
  * SIGNALS. The library leaves SIGPIPE, SIGINT, SIGTERM, SIGHUP and SIGQUIT as they were when it was loaded, and its threads take no signals
  * but those of faults, SIGURG, SIGPROF and SIGCHLD. Go's runtime, which is inside, needs its handlers of SIGSEGV, SIGBUS, SIGFPE and SIGURG. A
- * handler of SIGCHLD that is installed after the library was loaded must have SA_ONSTACK: else it may run on a stack of a few KiB.
+ * handler of SIGCHLD or SIGPROF that is installed after the library was loaded must have SA_ONSTACK: else it may run on a stack of a few KiB.
+ * sm_signals_check sees to it.
  *
  * FORK. In a child that was forked from a process that has loaded the library, and has not executed a program since, every function returns
  * SM_ERR_FORKED. VMs stay the parent's.
@@ -138,6 +139,10 @@ SM_API int32_t sm_call_cancel(uint64_t call);
 /* Cancels a call of which nothing is wanted any more: what it has made or still makes is released, and nothing of it comes out of its queue. A
  * result that was taken from the queue before is the caller's. */
 SM_API int32_t sm_call_abandon(uint64_t call);
+
+/* Looks at the program's handlers of the signals that the library's threads take, and gives SA_ONSTACK to those that lack it. Call it after
+ * installing such a handler, or after code that may have. Returns how many it has changed. Any thread may call it, at any time. */
+SM_API int32_t sm_signals_check(void);
 
 /* The calls, from the table in capi/api. */
 

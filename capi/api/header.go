@@ -97,9 +97,10 @@ func wrapText(s string, width int) (lines []string) {
 // Files returns what is made from the tables besides the header: the text of each file.
 func Files() map[string]string {
 	return map[string]string{
-		"docs/abi.md":                  Markdown(),
-		"capi/calls.h":                 CallList(),
-		"bindings/node/lib/calls.d.ts": TypeScript(),
-		"bindings/node/lib/codes.json": ErrorCodes(),
+		"docs/abi.md":                              Markdown(),
+		"capi/calls.h":                             CallList(),
+		"bindings/node/lib/calls.d.ts":             TypeScript(),
+		"bindings/node/lib/codes.json":             ErrorCodes(),
+		"bindings/ruby/lib/supermachine/errors.rb": RubyErrors(),
 	}
 }

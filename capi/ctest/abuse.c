@@ -158,6 +158,18 @@ static void signals(void) {
 	close(pair[0]);
 }
 
+static void handler(int s) { (void)s; }
+
+static void handlers_without_a_stack(void) {
+	CHECK(sm_signals_check() == 0);
+	struct sigaction mine = {.sa_handler = handler, .sa_flags = SA_RESTART}, now;
+	CHECK(sigaction(SIGCHLD, &mine, NULL) == 0 && sigaction(SIGUSR1, &mine, NULL) == 0);
+	CHECK(sm_signals_check() == 1 && sm_signals_check() == 0);
+	CHECK(sigaction(SIGCHLD, NULL, &now) == 0 && now.sa_handler == handler && (now.sa_flags & SA_ONSTACK) && (now.sa_flags & SA_RESTART));
+	signal(SIGCHLD, at_start(SIGCHLD));
+	signal(SIGUSR1, at_start(SIGUSR1));
+}
+
 int main(int argc, char **argv) {
 	if (argc == 1) { // again, with known signals
 		for (size_t i = 0; i < NKEPT; i++)
@@ -172,6 +184,7 @@ int main(int argc, char **argv) {
 	closing_a_queue_ends_its_calls();
 	threads();
 	forked_children();
+	handlers_without_a_stack();
 	signals();
 	puts("ok");
 	return 0;
