@@ -38,13 +38,13 @@ module Supermachine
     def initialize(handle)
       @handle = handle # kept when it is closed: the library then says so, where 0 would stand for the user's own store
       @open = [true]
-      @pid = ::Process.pid
-      ObjectSpace.define_finalizer(self, Handle.finalizer(self.class.name, self.class::KIND, handle, @open, @pid))
+      @owner = ::Process.pid
+      ObjectSpace.define_finalizer(self, Handle.finalizer(self.class.name, self.class::KIND, handle, @open, @owner))
     end
 
     # Gives the object up. Closing twice is allowed.
     def close
-      Native.call("#{self.class::KIND}_close", @handle) if take
+      Native.call("#{self.class::KIND}_close", @handle) if mark_closed
       nil
     end
 
@@ -56,11 +56,11 @@ module Supermachine
     private
 
     # Whoever gets true closes the object. In a forked child nobody does.
-    def take
+    def mark_closed
       return false unless @open[0]
 
       @open[0] = false
-      @pid == ::Process.pid
+      @owner == ::Process.pid
     end
   end
 

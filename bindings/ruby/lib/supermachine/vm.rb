@@ -208,7 +208,7 @@ module Supermachine
 
     # Like close, but a VM that was acquired from a pool is thrown away.
     def discard
-      Native.call("vm_discard", handle) if take
+      Native.call("vm_discard", handle) if mark_closed
       nil
     end
   end
