@@ -59,6 +59,7 @@ packages: all lib ## build and try the packages with all that they need: dist/
 	$(call say,packages)
 	bindings/python/build-wheel
 	bindings/node/build-package
+	bindings/ruby/build-package
 
 kernel: ## build the guest's kernel (minutes, once)
 	$(call say,guest kernel)
@@ -96,6 +97,7 @@ test-native: lib
 	capi/ctest/run
 	bindings/python/run-tests
 	bindings/node/run-tests
+	bindings/ruby/run-tests
 	guest/kernel/check-arm64
 
 test-vm: build
@@ -107,6 +109,7 @@ test-vm: build
 	capi/ctest/run-guests
 	bindings/python/run-tests guests
 	bindings/node/run-tests guests
+	bindings/ruby/run-tests guests
 
 soak: all images testbed build ## the tests with real guests that take minutes, and others longer (an hour)
 	@mkdir -p $(BUILD)/test
@@ -114,8 +117,10 @@ soak: all images testbed build ## the tests with real guests that take minutes, 
 	SUPERMACHINE_SOAK=1 SUPERMACHINE_REQUIRE_KVM=1 TEST_VM_LIMIT=7200 scripts/test-vm 2 core
 
 storm: all images testbed lib ## ten minutes of signals, children and threads beside busy VMs, for each language
+	SUPERMACHINE_STORM=600 capi/ctest/run-guests storm
 	SUPERMACHINE_STORM=600 bindings/python/run-tests guests -k storm
 	SUPERMACHINE_STORM=600 bindings/node/run-tests guests --test-name-pattern=storm
+	SUPERMACHINE_STORM=600 bindings/ruby/run-tests guests -n /storm/
 
 bench: all images testbed ## measure, with the floors in the same run: build/bench.json
 	bench/run
