@@ -13,6 +13,7 @@
 #include "check.h"
 
 static uint64_t image;
+static pthread_barrier_t started;
 static atomic_bool over;
 static atomic_int calls;
 static atomic_int counts[32];
@@ -28,6 +29,7 @@ static void count(int s) {
 static void *busy(void *arg) {
 	(void)arg;
 	uint64_t vm = (uint64_t)expect_number(SM_OK, sm_vm_start, image, mp_map(0), "vm");
+	pthread_barrier_wait(&started);
 	while (!over) {
 		mp m = mp_map(1);
 		mp_strs(&m, "args", (const char *const[]){"echo", "x", NULL});
@@ -84,8 +86,12 @@ int main(int argc, char **argv) {
 
 	pthread_t threads[4];
 	void *(*const work[])(void *) = {busy, busy, quick, signals};
-	for (size_t i = 0; i < 4; i++)
+	CHECK(pthread_barrier_init(&started, NULL, 3) == 0);
+	for (size_t i = 0; i < 4; i++) {
+		if (i == 2)
+			pthread_barrier_wait(&started); // the storm begins when the VMs run
 		CHECK(pthread_create(&threads[i], NULL, work[i], NULL) == 0);
+	}
 	int children = 0;
 	for (time_t end = time(NULL) + atoi(argv[3]); time(NULL) < end; children += 2) {
 		pid_t pid;
