@@ -60,7 +60,7 @@ static void *signals(void *arg) {
 	while (!over) {
 		for (size_t i = 0; i < NTAKEN; i++)
 			kill(getpid(), taken[i]);
-		nanosleep(&(struct timespec){0, 5000000}, NULL);
+		nanosleep(&(struct timespec){0, 20000000}, NULL);
 	}
 	return NULL;
 }
@@ -99,7 +99,7 @@ int main(int argc, char **argv) {
 		if ((pid = fork()) == 0)
 			_exit(7);
 		CHECK(pid > 0 && WEXITSTATUS(status_of(pid)) == 7);
-		nanosleep(&(struct timespec){0, 10000000}, NULL); // for one CPU to serve the VMs too
+		nanosleep(&(struct timespec){0, 50000000}, NULL); // for one CPU to serve the VMs too
 	}
 	over = 1;
 	for (size_t i = 0; i < 4; i++)
