@@ -60,7 +60,7 @@ static void *signals(void *arg) {
 	while (!over) {
 		for (size_t i = 0; i < NTAKEN; i++)
 			kill(getpid(), taken[i]);
-		nanosleep(&(struct timespec){0, 20000000}, NULL);
+		nanosleep(&(struct timespec){0, 5000000}, NULL);
 	}
 	return NULL;
 }

@@ -1,11 +1,10 @@
 package machine
 
 import (
-	"fmt"
-
 	"golang.org/x/sys/unix"
 
 	"github.com/supermachine/supermachine/core/hypervisor"
+	"github.com/supermachine/supermachine/snapshot/memory"
 )
 
 // Limits of a machine's size.
@@ -52,17 +51,18 @@ func RAMLayout(mib int) []RAMRegion {
 
 // allocateMemory maps mib MiB of anonymous guest RAM. Pages appear when the guest touches them.
 func allocateMemory(mib int) (*hypervisor.Memory, error) {
-	var regions []hypervisor.Region
-	for _, r := range RAMLayout(mib) {
-		b, err := unix.Mmap(-1, 0, int(r.Size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
-		if err != nil {
-			for _, r := range regions {
-				unix.Munmap(r.Bytes)
-			}
-			return nil, fmt.Errorf("allocate %d MiB of guest memory: %w", mib, err)
-		}
-		unix.Madvise(b, unix.MADV_DONTDUMP) // a crash of the host program must not write guests' RAM to disk
-		regions = append(regions, hypervisor.Region{Addr: r.Addr, Bytes: b})
+	layout := RAMLayout(mib)
+	sizes := make([]int64, len(layout))
+	for i, r := range layout {
+		sizes[i] = r.Size
+	}
+	mem, err := memory.Reserve(sizes)
+	if err != nil {
+		return nil, err
+	}
+	regions := make([]hypervisor.Region, len(layout))
+	for i, r := range layout {
+		regions[i] = hypervisor.Region{Addr: r.Addr, Bytes: mem[i]}
 	}
 	return hypervisor.NewMemory(regions...), nil
 }

@@ -181,13 +181,15 @@ func TestMappingsHaveTheirAdvice(t *testing.T) {
 	mem := reserve(t, sizes...)
 	for _, f := range flagsOf(t, mem) {
 		assert.Contains(t, f, " dd")
+		assert.Contains(t, f, " dc")
 	}
 	require.NoError(t, image.Map(mem))
 	huge := 0
 	flags := flagsOf(t, mem)
 	require.Len(t, flags, 5)
 	for _, f := range flags {
-		assert.Contains(t, f, " dd")
+		assert.Contains(t, f, " dd") // not in core dumps
+		assert.Contains(t, f, " dc") // not in forked children
 		assert.Contains(t, f, " nr")
 		if strings.Contains(f, " nh") {
 			huge++

@@ -11,8 +11,8 @@ import (
 
 const readWrite = unix.PROT_READ | unix.PROT_WRITE
 
-// Reserve returns memory of zeros for regions of the given sizes in bytes. Pages appear when they are touched, and core dumps
-// leave them out. The caller gives it back with Release.
+// Reserve returns memory of zeros for regions of the given sizes in bytes. Pages appear when they are touched; core dumps and forked
+// children do not get them. The caller gives it back with Release.
 func Reserve(sizes []int64) ([][]byte, error) {
 	if _, err := newLayout(sizes); err != nil {
 		return nil, err
@@ -24,7 +24,7 @@ func Reserve(sizes []int64) ([][]byte, error) {
 			return nil, errors.Join(fmt.Errorf("reserve %d bytes of guest memory: %w", n, err), Release(mem))
 		}
 		mem = append(mem, b)
-		_ = unix.Madvise(b, unix.MADV_DONTDUMP) // a crash of the host program must not write guests' RAM to disk
+		keepPrivate(b)
 	}
 	return mem, nil
 }
@@ -73,9 +73,16 @@ func (l layout) mapOver(dst [][]byte, plan []piece, prot int) error {
 		}
 	}
 	for _, b := range dst {
-		_ = unix.Madvise(b, unix.MADV_DONTDUMP)
+		keepPrivate(b)
 	}
 	return nil
+}
+
+// keepPrivate keeps guest memory out of core dumps, so that a crash of the host program does not write it to disk, and out of forked children. Those
+// could not run the VM, and a fork that shares the pages write-protects all of them: the VM would fault each one in again.
+func keepPrivate(b []byte) {
+	_ = unix.Madvise(b, unix.MADV_DONTDUMP)
+	_ = unix.Madvise(b, unix.MADV_DONTFORK)
 }
 
 // mapFixed replaces whatever is mapped at b.
