@@ -93,6 +93,7 @@ test: all images testbed lint test-native packages test-vm ## every test, those 
 test-native: lib
 	$(call say,tests on this machine)
 	go test -race -timeout 15m ./...
+	scripts/test-reflink
 	scripts/install-packages g++
 	capi/ctest/run
 	bindings/python/run-tests

@@ -144,3 +144,45 @@ func otherFileSystem(t testing.TB) string {
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	return dir
 }
+
+// scripts/test-reflink runs this on a file system that has reflinks.
+func TestCopiesShareBlocksWhereTheFileSystemCan(t *testing.T) {
+	dir := t.TempDir()
+	open := func(name string) *os.File {
+		f, err := os.Create(filepath.Join(dir, name))
+		require.NoError(t, err)
+		t.Cleanup(func() { f.Close() })
+		return f
+	}
+	src, dst := open("src"), open("dst")
+	data := make([]byte, 32<<20)
+	r := rand.New(rand.NewPCG(3, 4))
+	for i := range data {
+		data[i] = byte(r.Uint32())
+	}
+	_, err := src.Write(data)
+	require.NoError(t, err)
+	probe := copier{ctx: context.Background(), dst: open("probe"), src: src}
+	if !probe.clone(0, PageSize) && os.Getenv("SUPERMACHINE_REQUIRE_REFLINK") == "" {
+		t.Skip("this file system has no reflinks; scripts/test-reflink makes one that has")
+	}
+	free := func() int64 {
+		unix.Sync()
+		var st unix.Statfs_t
+		require.NoError(t, unix.Statfs(dir, &st))
+		return int64(st.Bfree) * st.Bsize
+	}
+	before := free()
+	require.NoError(t, CopyExtents(dst, src, []Extent{{Off: 0, Len: 16 << 20}, {Off: 20 << 20, Len: 12 << 20}}))
+	require.Less(t, before-free(), int64(4<<20), "the copy takes blocks of its own")
+	got, err := os.ReadFile(dst.Name())
+	require.NoError(t, err)
+	copy(data[16<<20:20<<20], make([]byte, 4<<20))
+	require.True(t, bytes.Equal(data, got))
+	_, err = dst.WriteAt([]byte("changed"), 5)
+	require.NoError(t, err)
+	b := make([]byte, 7)
+	_, err = src.ReadAt(b, 5)
+	require.NoError(t, err)
+	require.Equal(t, data[5:12], b, "what is written to a copy stays in it")
+}
