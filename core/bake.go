@@ -111,17 +111,17 @@ const (
 	defaultSettle      = 500 * time.Millisecond
 )
 
-// complete returns the spec with what the image and the defaults say, and what is to be run.
-func (b BakeSpec) complete(img *Image) (BakeSpec, []string, error) {
-	bad := func(what string, err error) (BakeSpec, []string, error) {
-		return b, nil, &Error{Code: ErrInvalidArgument, Op: "bake", Object: what, Err: err}
+// withDefaults returns the spec with what is left out, and checks all of it that can be checked without the image.
+func (b BakeSpec) withDefaults() (BakeSpec, error) {
+	bad := func(what string, err error) (BakeSpec, error) {
+		return b, &Error{Code: ErrInvalidArgument, Op: "bake", Object: what, Err: err}
 	}
 	setDefault(&b.MemoryMiB, DefaultMemoryMiB)
 	setDefault(&b.VCPUs, DefaultVCPUs)
 	setDefault(&b.ScratchMiB, DefaultScratchMiB)
 	setDefault(&b.Timeout, defaultBakeTimeout)
 	if err := b.config().Check(); err != nil {
-		return b, nil, err
+		return b, err
 	}
 	if b.Timeout < 0 {
 		return bad("timeout", fmt.Errorf("%v is negative", b.Timeout))
@@ -144,7 +144,18 @@ func (b BakeSpec) complete(img *Image) (BakeSpec, []string, error) {
 			return bad("boot only", errors.New("there is no workload whose command or readiness could be given"))
 		}
 		b.Ready = ReadyNow()
-		return b, nil, nil
+	}
+	return b, nil
+}
+
+// complete returns the spec with what the defaults and the image say, and what is to be run.
+func (b BakeSpec) complete(img *Image) (BakeSpec, []string, error) {
+	bad := func(what string, err error) (BakeSpec, []string, error) {
+		return b, nil, &Error{Code: ErrInvalidArgument, Op: "bake", Object: what, Err: err}
+	}
+	b, err := b.withDefaults()
+	if err != nil || b.BootOnly {
+		return b, nil, err
 	}
 	command := Command(img, b.Cmd)
 	if b.Entrypoint != nil {
@@ -200,6 +211,9 @@ func (b BakeSpec) say(format string, args ...any) {
 // Bake returns the snapshot that the spec describes. If the store has it, nothing is booted. Otherwise it is made, once for all who ask
 // at the same time, in other processes too. Errors besides those of Pull and Start: ErrNotReady with a NotReadyError.
 func (s *Snapshots) Bake(ctx context.Context, spec BakeSpec) (*Snapshot, error) {
+	if _, err := spec.withDefaults(); err != nil { // before anything is pulled
+		return nil, err
+	}
 	img, err := s.images.Pull(ctx, spec.Ref, spec.Pull)
 	if err != nil {
 		return nil, err

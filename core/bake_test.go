@@ -97,6 +97,17 @@ func TestBakeRefusesSpecsThatMakeNoSense(t *testing.T) {
 	}
 }
 
+func TestBakeRefusesBeforeItPulls(t *testing.T) {
+	images, err := OpenImages(t.TempDir())
+	require.NoError(t, err)
+	s, err := OpenSnapshots(t.TempDir(), images)
+	require.NoError(t, err)
+	_, err = s.Bake(context.Background(), BakeSpec{Ref: "oci:/no/such/directory", MemoryMiB: 1})
+	require.ErrorIs(t, err, ErrInvalidArgument)
+	_, err = s.Bake(context.Background(), BakeSpec{Ref: "oci:/no/such/directory"})
+	require.ErrorIs(t, err, ErrImageNotFound)
+}
+
 func TestExposedPortIsTheFirstOfTCP(t *testing.T) {
 	for _, tt := range []struct {
 		ports []string

@@ -90,14 +90,18 @@ func init() {
 			if err != nil {
 				return vmResult{}, err
 			}
+			cfg := core.Config{
+				Name: o.Name, MemoryMiB: o.MemoryMiB, VCPUs: o.VCPUs, ScratchMiB: o.ScratchMiB, BootTimeout: ms(o.TimeoutMS),
+				AssetsDir: s.assets, StateDir: s.dir,
+			}
+			if err := cfg.Check(); err != nil { // before anything is pulled
+				return vmResult{}, err
+			}
 			img, err := s.images.Pull(ctx, o.Ref, opts)
 			if err != nil {
 				return vmResult{}, err
 			}
-			v, err := core.Start(ctx, img, core.Config{
-				Name: o.Name, MemoryMiB: o.MemoryMiB, VCPUs: o.VCPUs, ScratchMiB: o.ScratchMiB, BootTimeout: ms(o.TimeoutMS),
-				AssetsDir: s.assets, StateDir: s.dir,
-			})
+			v, err := core.Start(ctx, img, cfg)
 			if err != nil {
 				return vmResult{}, err
 			}
