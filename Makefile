@@ -57,7 +57,7 @@ install: all lib ## install the command line, the library and the guest: PREFIX=
 
 packages: all lib ## build and try the packages with all that they need: dist/
 	$(call say,packages)
-	bindings/python/build-wheel
+	bindings/python/build-package
 	bindings/node/build-package
 	bindings/ruby/build-package
 
@@ -96,9 +96,7 @@ test-native: lib
 	scripts/test-reflink
 	scripts/install-packages g++
 	capi/ctest/run
-	bindings/python/run-tests
-	bindings/node/run-tests
-	bindings/ruby/run-tests
+	for language in python node ruby; do bindings/$$language/run-tests; done
 	guest/kernel/check-arm64
 
 test-vm: build
@@ -108,9 +106,7 @@ test-vm: build
 	@scripts/stress-ng > /dev/null
 	SUPERMACHINE_REQUIRE_KVM=1 scripts/test-vm 6 $(VM_PACKAGES)
 	capi/ctest/run-guests
-	bindings/python/run-tests guests
-	bindings/node/run-tests guests
-	bindings/ruby/run-tests guests
+	for language in python node ruby; do bindings/$$language/run-tests guests; bindings/$$language/run-tests conformance; done
 
 soak: all images testbed build ## the tests with real guests that take minutes, and others longer (an hour)
 	@mkdir -p $(BUILD)/test
