@@ -105,8 +105,9 @@ test-vm: build
 	for p in $(VM_PACKAGES); do go test -c -o $(BUILD)/test/$${p//\//-}.test ./$$p; done
 	@scripts/stress-ng > /dev/null
 	SUPERMACHINE_REQUIRE_KVM=1 scripts/test-vm 6 $(VM_PACKAGES)
-	capi/ctest/run-guests
-	for language in python node ruby; do bindings/$$language/run-tests guests; bindings/$$language/run-tests conformance; done
+	scripts/side-by-side 2 capi/ctest/run-guests examples/run-tests \
+		'bindings/python/run-tests guests' 'bindings/node/run-tests guests' 'bindings/ruby/run-tests guests' \
+		'bindings/python/run-tests conformance' 'bindings/node/run-tests conformance' 'bindings/ruby/run-tests conformance'
 
 soak: all images testbed build ## the tests with real guests that take minutes, and others longer (an hour)
 	@mkdir -p $(BUILD)/test
