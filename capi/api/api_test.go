@@ -6,6 +6,7 @@ import (
 	"os"
 	"reflect"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -367,4 +368,14 @@ func FuzzOptions(f *testing.F) {
 			optionsOf(c, data)
 		}
 	})
+}
+
+// What a call costs that does next to nothing.
+func BenchmarkQuickCall(b *testing.B) {
+	l := New()
+	n := slices.IndexFunc(calls, func(c *Call) bool { return c.Name == "version" })
+	b.ReportAllocs()
+	for b.Loop() {
+		l.Call(n, 0, []byte{0x80})
+	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"reflect"
+	"sync"
 
 	"github.com/vmihailenco/msgpack/v5"
 	"github.com/vmihailenco/msgpack/v5/msgpcode"
@@ -14,7 +15,8 @@ import (
 // decode reads a msgpack map into a struct. The bytes are the caller's and may be anything: nothing is allocated for a length that is not
 // there, and nothing is nested deeper than the struct is. No bytes at all stand for an empty map, and nil for an option that is not given.
 func decode(data []byte, into reflect.Value) error {
-	if len(data) == 0 {
+	const empty = 0x80
+	if len(data) == 0 || len(data) == 1 && data[0] == empty {
 		return nil
 	}
 	r := bytes.NewReader(data)
@@ -48,14 +50,20 @@ func decode(data []byte, into reflect.Value) error {
 	return nil
 }
 
+var fieldsOf sync.Map // of what fields has returned, by type
+
 // fields returns a struct's fields by their names in msgpack.
 func fields(t reflect.Type) map[string]reflect.StructField {
+	if known, ok := fieldsOf.Load(t); ok {
+		return known.(map[string]reflect.StructField)
+	}
 	all := map[string]reflect.StructField{}
 	for _, f := range reflect.VisibleFields(t) {
 		if name := f.Tag.Get("msgpack"); name != "" && name != ",inline" {
 			all[name] = f
 		}
 	}
+	fieldsOf.Store(t, all)
 	return all
 }
 

@@ -64,7 +64,9 @@ func (l *Library) encode(result any, err error) (int32, []byte) {
 // marshal encodes integers in as few bytes as they need: only those that a language's usual numbers may not hold take eight.
 func marshal(v any) ([]byte, error) {
 	var b bytes.Buffer
-	e := msgpack.NewEncoder(&b)
+	e := msgpack.GetEncoder()
+	defer msgpack.PutEncoder(e)
+	e.Reset(&b)
 	e.UseCompactInts(true)
 	err := e.Encode(v)
 	return b.Bytes(), err
