@@ -120,7 +120,7 @@ storm: all images testbed lib ## ten minutes of signals, children and threads be
 	SUPERMACHINE_STORM=600 bindings/node/run-tests guests --test-name-pattern=storm
 	SUPERMACHINE_STORM=600 bindings/ruby/run-tests guests -n /storm/
 
-bench: all images testbed ## measure, with the floors in the same run: build/bench.json
+bench: all lib images testbed ## measure, with the floors in the same run: build/bench.json
 	bench/run
 
 fuzz: ## run every fuzz target for FUZZTIME

@@ -32,6 +32,7 @@ type options struct {
 	boots, execs    int
 	restores        int
 	forks, dense    int
+	idle            int
 	bytes           int64
 }
 
@@ -53,6 +54,7 @@ func main() {
 	flag.IntVar(&o.restores, "restores", 30, "number of restores")
 	flag.IntVar(&o.forks, "forks", 100, "number of children of a fork")
 	flag.IntVar(&o.dense, "dense", 200, "number of VMs at once")
+	flag.IntVar(&o.idle, "idle", 100, "number of idle VMs")
 	flag.Int64Var(&o.bytes, "bytes", 64<<20, "bytes of a transfer")
 	flag.Parse()
 	if err := run(context.Background(), o, out, add, only); err != nil {
@@ -78,7 +80,8 @@ func run(ctx context.Context, o options, out string, add []string, only string) 
 		name string
 		run  func(context.Context, options) ([]result, error)
 	}{{"boot.agent", bootAgent}, {"exec.true", execTrue}, {"vsock.h2g vsock.g2h", vsockStreams},
-		{"start.first_exec", firstExec}, {"fork.private_bytes", forkPrivate}, {"density.200", density}} {
+		{"start.first_exec", firstExec}, {"fork.private_bytes", forkPrivate}, {"density.200", density},
+		{"call stream node.stall", bindings}, {"idle.cpu", idleCPU}} {
 		if !strings.Contains(b.name, only) {
 			continue
 		}
