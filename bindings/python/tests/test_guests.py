@@ -1,6 +1,7 @@
 """What needs guests: programs, streams, files, connections, pools, snapshots, and the host program's own life beside them."""
 
 import asyncio
+import ctypes
 import gc
 import hashlib
 import os
@@ -304,7 +305,8 @@ def test_vms_end_with_the_interpreter(image: supermachine.Image) -> None:
 
 
 def test_the_program_lives_through_a_storm(image: supermachine.Image) -> None:
-    """Signals, children and threads, while VMs are busy."""
+    """Signals, children, threads and a second Go library, while VMs are busy."""
+    second = ctypes.CDLL(os.environ["SUPERMACHINE_SECOND_LIBRARY"])
     seconds = float(os.environ.get("SUPERMACHINE_STORM", "20"))
     counts = {signal.SIGUSR1: 0, signal.SIGCHLD: 0, signal.SIGWINCH: 0}
 
@@ -347,4 +349,5 @@ def test_the_program_lives_through_a_storm(image: supermachine.Image) -> None:
         for s, handler in before.items():
             signal.signal(s, handler)
     assert not failures
+    assert second.second_ticks() > 0
     assert children > 0 and all(n > 0 for n in counts.values()), counts
