@@ -15,94 +15,106 @@ import (
 	"github.com/supermachine/supermachine/core"
 )
 
-// bindings: what a call that does little costs in each language, against the same in Go, and how fast a program's output comes. The programs in
-// bench/bindings measure themselves; bench/run sets their environment up.
-func bindings(ctx context.Context, o options) ([]result, error) {
+// The programs in bench/bindings measure themselves; bench/run sets their environment up.
+var languages = []struct {
+	name    string
+	program []string
+}{
+	{"c", []string{"build/bench/bindings"}}, {"python", []string{"/usr/bin/python3", "bench/bindings/bench.py"}},
+	{"node", []string{"node", "bench/bindings/bench.mjs"}}, {"ruby", []string{"ruby", "bench/bindings/bench.rb"}},
+}
+
+// samples is what they say.
+type samples struct {
+	Call   []time.Duration
+	Stream []float64 // seconds
+	Stall  []float64 // milliseconds
+}
+
+func measure(ctx context.Context, program []string, args ...string) (s samples, err error) {
+	cmd := exec.CommandContext(ctx, program[0], append(append([]string(nil), program[1:]...), args...)...)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	if err == nil {
+		err = json.Unmarshal(out, &s)
+	}
+	return s, err
+}
+
+// bindingCalls: what a call costs in each language that does next to nothing, against the same in Go. It needs no guest.
+func bindingCalls(ctx context.Context, o options) ([]result, error) {
+	var floor []time.Duration
+	for range 10000 {
+		start := time.Now()
+		if core.Version() == "" {
+			return nil, errors.New("there is no version")
+		}
+		floor = append(floor, time.Since(start))
+	}
+	var results []result
+	for _, l := range languages {
+		s, err := measure(ctx, l.program)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", l.name, err)
+		}
+		r := milliseconds("call."+l.name, s.Call, floor)
+		r.Value, r.Floor, r.P50, r.P99, r.Unit = r.Value*1e3, r.Floor*1e3, r.P50*1e3, r.P99*1e3, "us"
+		results = append(results, r)
+	}
+	return results, nil
+}
+
+// bindingStreams: how fast a program's output comes in each language, against Go, and how long Node's event loop stands still beside 100 of them.
+func bindingStreams(ctx context.Context, o options) ([]result, error) {
 	snap, done, err := bakeForBench(ctx, core.BakeSpec{Ref: o.busybox, BootOnly: true})
 	if err != nil {
 		return nil, err
 	}
 	defer done()
-	calls, streams, err := inGo(ctx, snap, o.bytes)
+	floor, err := streamsInGo(ctx, snap, o.bytes)
 	if err != nil {
 		return nil, err
 	}
 	var results []result
-	for _, l := range []struct {
-		name    string
-		program []string
-	}{
-		{"c", []string{"build/bench/bindings"}}, {"python", []string{"/usr/bin/python3", "bench/bindings/bench.py"}},
-		{"node", []string{"node", "bench/bindings/bench.mjs"}}, {"ruby", []string{"ruby", "bench/bindings/bench.rb"}},
-	} {
-		args := append(l.program[1:], snap.Info().ID)
-		if l.name != "c" {
-			args = append(args, strconv.FormatInt(o.bytes, 10))
-		}
-		cmd := exec.CommandContext(ctx, l.program[0], args...)
-		cmd.Stderr = os.Stderr
-		out, err := cmd.Output()
+	for _, l := range languages[1:] {
+		s, err := measure(ctx, l.program, o.busybox, strconv.FormatInt(o.bytes, 10))
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", l.name, err)
 		}
-		var said struct {
-			Call   []time.Duration
-			Stream []float64
-			Stall  []float64
+		var took []time.Duration
+		for _, seconds := range s.Stream {
+			took = append(took, time.Duration(seconds*float64(time.Second)))
 		}
-		if err := json.Unmarshal(out, &said); err != nil {
-			return nil, fmt.Errorf("%s: %w", l.name, err)
-		}
-		r := milliseconds("call."+l.name, said.Call, calls)
-		r.Value, r.Floor, r.P50, r.P99, r.Unit = r.Value*1e3, r.Floor*1e3, r.P50*1e3, r.P99*1e3, "us"
-		results = append(results, r)
-		if l.name != "c" {
-			var took []time.Duration
-			for _, s := range said.Stream {
-				took = append(took, time.Duration(s*float64(time.Second)))
-			}
-			results = append(results, throughput("stream."+l.name, o.bytes, took, streams))
-		}
-		if len(said.Stall) > 0 {
-			results = append(results, result{Name: "node.stall", Value: said.Stall[0], Unit: "ms", N: 100, P99: said.Stall[0]})
+		results = append(results, throughput("stream."+l.name, o.bytes, took, floor))
+		for _, ms := range s.Stall {
+			results = append(results, result{Name: "node.stall", Value: ms, Unit: "ms", N: 100, P99: ms})
 		}
 	}
 	return results, nil
 }
 
-// inGo measures the same through the Go API.
-func inGo(ctx context.Context, snap *core.Snapshot, bytes int64) (calls, streams []time.Duration, err error) {
+func streamsInGo(ctx context.Context, snap *core.Snapshot, bytes int64) (took []time.Duration, err error) {
 	vm, err := snap.Start(ctx, core.StartOptions{})
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	defer vm.Close()
-	for range 3000 {
-		start := time.Now()
-		_, _, _, _, _ = vm.Config(), vm.Image(), vm.GuestPort(), vm.Started(), vm.Balloon()
-		select {
-		case <-vm.Done():
-		default:
-		}
-		calls = append(calls, time.Since(start))
-	}
 	for range 3 {
-		start := time.Now()
 		p, err := vm.Exec(ctx, core.Exec{Args: []string{"head", "-c", strconv.FormatInt(bytes, 10), "/dev/zero"}, Pipes: true})
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
-		start = time.Now()
+		start := time.Now()
 		n, err := io.Copy(io.Discard, p.Stdout)
-		streams = append(streams, time.Since(start))
+		took = append(took, time.Since(start))
 		if err != nil || n != bytes {
-			return nil, nil, errors.Join(err, fmt.Errorf("%d bytes came", n))
+			return nil, errors.Join(err, fmt.Errorf("%d bytes came", n))
 		}
 		if _, err := p.Wait(); err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 	}
-	return calls, streams, nil
+	return took, nil
 }
 
 // idleCPU: the share of one CPU that this process takes with 100 VMs that do nothing.

@@ -81,7 +81,7 @@ func run(ctx context.Context, o options, out string, add []string, only string) 
 		run  func(context.Context, options) ([]result, error)
 	}{{"boot.agent", bootAgent}, {"exec.true", execTrue}, {"vsock.h2g vsock.g2h", vsockStreams},
 		{"start.first_exec", firstExec}, {"fork.private_bytes", forkPrivate}, {"density.200", density},
-		{"call stream node.stall", bindings}, {"idle.cpu", idleCPU}} {
+		{"call", bindingCalls}, {"stream node.stall", bindingStreams}, {"idle.cpu", idleCPU}} {
 		if !strings.Contains(b.name, only) {
 			continue
 		}

@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"runtime"
-	"runtime/debug"
-	"sync"
 
 	"github.com/supermachine/supermachine/core"
 	"github.com/supermachine/supermachine/core/trace"
@@ -47,7 +45,7 @@ type traceEvent struct {
 func init() {
 	define("version", KindNone, quick, "Says which library this is.",
 		func(context.Context, *env, None, *None) (versionResult, error) {
-			return versionResult{version(), Version, runtime.Version()}, nil
+			return versionResult{core.Version(), Version, runtime.Version()}, nil
 		})
 	define("doctor", KindNone, 0, "Looks at everything that this host needs to run VMs, and changes nothing.",
 		func(context.Context, *env, None, *None) (doctorResult, error) {
@@ -75,13 +73,6 @@ func init() {
 			return None{}, ctx.Err()
 		})
 }
-
-var version = sync.OnceValue(func() string {
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		return info.Main.Version
-	}
-	return "unknown"
-})
 
 func parseVerify(s string) (core.Verify, error) {
 	switch s {

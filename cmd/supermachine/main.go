@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -63,21 +62,12 @@ func newRoot() *cobra.Command {
   supermachine doctor`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Version:       version(),
+		Version:       core.Version(),
 	}
 	root.AddCommand(
 		newRun(), newExec(), newPS(), newLogs(), newStop(), newPull(), newImages(), newBake(), newSnapshots(), newRemove(), newPrune(), newDoctor(),
 	)
 	return root
-}
-
-// version returns what the build knows of itself.
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok || info.Main.Version == "" {
-		return "(devel)"
-	}
-	return info.Main.Version
 }
 
 // interruptible returns a context that ends with Ctrl-C or SIGTERM, for commands that have no program to pass signals to.

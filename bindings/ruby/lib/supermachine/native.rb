@@ -143,9 +143,10 @@ module Supermachine
       # Makes a call that ends within microseconds.
       def quick(name, handle = 0, **options)
         request = encode(options)
-        bytes = Bytes.new
+        bytes, @spare = @spare || Bytes.new, nil # a handler of a signal may come between, and call too
         code = CALLS[name].call(nil, handle, request, request.bytesize, bytes)
         value = take(bytes)
+        @spare = bytes
         code.zero? ? value : raise(Error.of(code, value))
       end
 
@@ -184,7 +185,11 @@ module Supermachine
       # In these options of the library times are whole milliseconds; here they are seconds, and have no unit in their names.
       SECONDS = %i[timeout grace idle_timeout acquire_timeout older].freeze
 
+      NO_OPTIONS = MessagePack.pack({}).freeze
+
       def encode(options)
+        return NO_OPTIONS if options.empty?
+
         out = {}
         options.each do |key, value|
           next if value.nil?
