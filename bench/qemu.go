@@ -71,7 +71,7 @@ func (p *peer) boot(ctx context.Context) (time.Duration, error) {
 		"-drive", "if=none,id=scratch,format=raw,file="+p.scratch, "-device", "virtio-blk-device,drive=scratch,bus=virtio-mmio-bus.2",
 		"-device", "vhost-vsock-device,guest-cid=3,bus=virtio-mmio-bus.1", "-device", "virtio-rng-device,bus=virtio-mmio-bus.0",
 		"-kernel", p.kernel, "-initrd", p.initrd,
-		"-append", "console=ttyS0 quiet reboot=t panic=-1 swiotlb=noforce cryptomgr.notests random.trust_cpu=on noreplace-smp")
+		"-append", "console=ttyS0 quiet reboot=t panic=-1 swiotlb=noforce cryptomgr.notests random.trust_cpu=on noreplace-smp tsc=nowatchdog")
 	var output bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &output, &output
 	start := time.Now()

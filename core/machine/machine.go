@@ -147,9 +147,10 @@ func (m *Machine) WithMemory(f func(*hypervisor.Memory)) bool {
 }
 
 // boardCmdline is what every kernel on this board needs: no probing for hardware that is not there, a panic that resets at once, no
-// rewriting of the kernel's locks for one CPU, which is a third of a boot in the testbed and gains such a guest little, and early messages on
-// the serial port until the virtio console takes over.
-const boardCmdline = "earlycon=uart8250,io,0x3f8 console=hvc0 8250.nr_uarts=0 reboot=k panic=-1 swiotlb=noforce cryptomgr.notests random.trust_cpu=on noreplace-smp"
+// rewriting of the kernel's locks for one CPU, which is a third of a boot in the testbed and gains such a guest little, no timer that compares the
+// TSC with other clocks twice a second for ever, and early messages on the serial port until the virtio console takes over.
+const boardCmdline = "earlycon=uart8250,io,0x3f8 console=hvc0 8250.nr_uarts=0 reboot=k panic=-1 swiotlb=noforce cryptomgr.notests random.trust_cpu=on " +
+	"noreplace-smp tsc=nowatchdog"
 
 // Boot loads the kernel and starts the vCPUs. It returns without waiting for the guest.
 func (m *Machine) Boot(b Boot) error {

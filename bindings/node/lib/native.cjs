@@ -20,12 +20,16 @@ function load() {
     throw new Error('supermachine-core needs glibc 2.34 or newer; it cannot be loaded with musl, such as on Alpine Linux');
   }
   const native = path.join(__dirname, '..', 'native');
-  const file = process.env.SUPERMACHINE_LIBRARY || path.join(native, LIBRARY);
-  if (!fs.existsSync(file)) {
-    throw new Error(`${file} is missing: install the package again, or set SUPERMACHINE_LIBRARY to the library's path`);
-  }
+  const bundled = path.join(native, LIBRARY);
+  const file = process.env.SUPERMACHINE_LIBRARY || (fs.existsSync(bundled) ? bundled : LIBRARY); // of the package, or of the system
   const addon = require(path.join(native, 'supermachine.node'));
-  const version = addon.load(file);
+  let version;
+  try {
+    version = addon.load(file);
+  } catch (e) {
+    e.message = `libsupermachine cannot be loaded: ${e.message}; install the package again, or set SUPERMACHINE_LIBRARY to the library's path`;
+    throw e;
+  }
   if (version < ABI) {
     throw new Error(`${file} has version ${version} of the ABI, and this package needs ${ABI}; install both of one version`);
   }
