@@ -12,7 +12,7 @@ import (
 // TypeScript returns bindings/node/lib/calls.d.ts: the options and results of the calls as the Node package has them, with names in camel case,
 // and a class for each error.
 func TypeScript() string {
-	t := typescript{seen: map[reflect.Type]bool{}}
+	t := typescript{written: map[reflect.Type]string{}}
 	t.b.WriteString("// Made by `make abi` from the table in capi/api.\n\nimport { Image, Store, SupermachineError } from './index';\n")
 	for _, c := range calls {
 		t.options(pascal(c.Name)+"Options", c)
@@ -36,8 +36,8 @@ func ErrorCodes() string {
 }
 
 type typescript struct {
-	b    strings.Builder
-	seen map[reflect.Type]bool // named types that are written
+	b       strings.Builder
+	written map[reflect.Type]string // by what names
 }
 
 // doc returns a field's text, with the names of other fields as this language has them.
@@ -87,6 +87,10 @@ func (t *typescript) options(name string, c *Call) {
 
 // result writes a result's interface: what it has besides handles and file descriptors.
 func (t *typescript) result(name string, typ reflect.Type) {
+	if known, ok := t.written[typ]; ok {
+		fmt.Fprintf(&t.b, "\nexport type %s = %s;\n", name, known)
+		return
+	}
 	var rows strings.Builder
 	for _, f := range reflect.VisibleFields(typ) {
 		if key := f.Tag.Get("msgpack"); key != "" && f.Tag.Get("holds") == "" {
@@ -94,6 +98,7 @@ func (t *typescript) result(name string, typ reflect.Type) {
 		}
 	}
 	if rows.Len() > 0 {
+		t.written[typ] = name
 		fmt.Fprintf(&t.b, "\nexport interface %s {\n%s}\n", name, rows.String())
 	}
 }
@@ -109,12 +114,10 @@ func (t *typescript) kind(typ reflect.Type) string {
 	case "bin":
 		return "Buffer"
 	case "map":
-		name := strings.ToUpper(typ.Name()[:1]) + typ.Name()[1:]
-		if !t.seen[typ] {
-			t.seen[typ] = true
-			t.result(name, typ)
+		if _, ok := t.written[typ]; !ok {
+			t.result(strings.ToUpper(typ.Name()[:1])+typ.Name()[1:], typ)
 		}
-		return name
+		return t.written[typ]
 	}
 	return t.kind(typ.Elem()) + "[]"
 }

@@ -86,10 +86,7 @@ export interface VMStartWorkloadOptions {
   timeoutMs?: number;
 }
 
-export interface VMFollowResult {
-  /** Its process ID in the guest. */
-  pid: number;
-}
+export type VMFollowResult = VMExecResult;
 
 export interface ExecWaitResult {
   /** Exit status, 0 to 255; 128 + signal if a signal ended the program. */
@@ -285,40 +282,7 @@ export interface ImageFromSnapshotOptions {
   verify?: string;
 }
 
-export interface ImageFromSnapshotResult {
-  /** Identifier. */
-  id: string;
-  /** Name; may be empty. */
-  name: string;
-  /** Of what it was baked from; empty for one of a running VM. */
-  fingerprint: string;
-  /** ID of the snapshot that this one holds the differences to; empty for a whole one. */
-  base: string;
-  /** In milliseconds since 1970. */
-  createdMs: number;
-  /** In milliseconds since 1970. */
-  lastUsedMs: number;
-  /** On disk. */
-  bytes: number;
-  /** The reference that its OCI image was pulled by. */
-  ref: string;
-  /** Of that image. */
-  digest: string;
-  /** RAM of its VMs. */
-  memoryMib: number;
-  /** Virtual CPUs of its VMs. */
-  vcpus: number;
-  /** Size of their writable layer. */
-  scratchMib: number;
-  /** The image's command, or another, runs in it. */
-  workload: boolean;
-  /** Of the workload. */
-  command: string[];
-  /** The workload's TCP port; 0 if there is none. */
-  guestPort: number;
-  /** Why it cannot be used; empty if nothing is known against it. */
-  problem: string;
-}
+export type ImageFromSnapshotResult = ImageFromOCIResult;
 
 export interface ImageInfoResult {
   /** Identifier. */
@@ -417,53 +381,9 @@ export interface PoolNewOptions {
   replace?: boolean;
 }
 
-export interface PoolAcquireResult {
-  /** Its random identifier, 12 hexadecimal digits. */
-  id: string;
-  /** Its name, which is also the guest's host name. */
-  name: string;
-  /** The random identifier that the guest was given when it was restored; empty for one that was booted. */
-  restoreId: string;
-}
+export type PoolAcquireResult = ImageAcquireResult;
 
-export interface PoolStatsResult {
-  /** As configured. */
-  min: number;
-  /** As configured. */
-  max: number;
-  /** VMs there are: idle, in use and being reset. */
-  alive: number;
-  /** Ready. */
-  idle: number;
-  /** Acquired. */
-  inUse: number;
-  /** Released, not yet reset. */
-  resetting: number;
-  /** Being started. */
-  starting: number;
-  /** Not yet closed. */
-  closing: number;
-  /** Callers that wait for a VM. */
-  waiting: number;
-  /** VMs started so far. */
-  starts: number;
-  /** Starts that failed. */
-  startFailures: number;
-  /** VMs reset in place. */
-  resets: number;
-  /** Resets that failed, so that the VM was replaced. */
-  resetFailures: number;
-  /** VMs closed because they were idle for too long. */
-  evictions: number;
-  /** VMs that ended by themselves. */
-  deaths: number;
-  /** Successful ones. */
-  acquires: number;
-  /** How long they took, median, in nanoseconds. */
-  acquireP50Ns: number;
-  /** 99th percentile. */
-  acquireP99Ns: number;
-}
+export type PoolStatsResult = ImagePoolStatsResult;
 
 /** Opens a store of images and snapshots. Any number of processes may use one at once. Handle 0 is the user's own store. */
 export interface StoreOpenOptions {
@@ -512,36 +432,9 @@ export interface StorePullResult {
   guestPort: number;
 }
 
-export interface OciImage {
-  /** Canonical reference; empty if it has none any more. */
-  ref: string;
-  /** Of the manifest. */
-  digest: string;
-  /** What docker calls the image ID. */
-  configDigest: string;
-  /** os/arch or os/arch/variant. */
-  platform: string;
-  /** Size of the root file system. */
-  bytes: number;
-  /** When it was built, as it says, in milliseconds since 1970. */
-  createdMs: number;
-  /** As the image says. */
-  entrypoint: string[];
-  /** As the image says. */
-  cmd: string[];
-  /** As the image says. */
-  env: string[];
-  /** As the image says. */
-  workdir: string;
-  /** As the image says. */
-  user: string;
-  /** The first TCP port that it exposes; 0 if there is none. */
-  guestPort: number;
-}
-
 export interface StoreImagesResult {
   /** One map for each, with the keys of store_pull. */
-  images: OciImage[];
+  images: StorePullResult[];
 }
 
 /** Forgets the reference of an OCI image; its files go when nothing else needs them. */
@@ -550,44 +443,9 @@ export interface StoreRemoveImageOptions {
   ref: string;
 }
 
-export interface SnapshotInfo {
-  /** Identifier. */
-  id: string;
-  /** Name; may be empty. */
-  name: string;
-  /** Of what it was baked from; empty for one of a running VM. */
-  fingerprint: string;
-  /** ID of the snapshot that this one holds the differences to; empty for a whole one. */
-  base: string;
-  /** In milliseconds since 1970. */
-  createdMs: number;
-  /** In milliseconds since 1970. */
-  lastUsedMs: number;
-  /** On disk. */
-  bytes: number;
-  /** The reference that its OCI image was pulled by. */
-  ref: string;
-  /** Of that image. */
-  digest: string;
-  /** RAM of its VMs. */
-  memoryMib: number;
-  /** Virtual CPUs of its VMs. */
-  vcpus: number;
-  /** Size of their writable layer. */
-  scratchMib: number;
-  /** The image's command, or another, runs in it. */
-  workload: boolean;
-  /** Of the workload. */
-  command: string[];
-  /** The workload's TCP port; 0 if there is none. */
-  guestPort: number;
-  /** Why it cannot be used; empty if nothing is known against it. */
-  problem: string;
-}
-
 export interface StoreSnapshotsResult {
   /** One map for each, with the keys of image_info. */
-  snapshots: SnapshotInfo[];
+  snapshots: ImageInfoResult[];
 }
 
 /** Describes one snapshot, without reading its data. */
@@ -596,40 +454,7 @@ export interface StoreInspectOptions {
   name: string;
 }
 
-export interface StoreInspectResult {
-  /** Identifier. */
-  id: string;
-  /** Name; may be empty. */
-  name: string;
-  /** Of what it was baked from; empty for one of a running VM. */
-  fingerprint: string;
-  /** ID of the snapshot that this one holds the differences to; empty for a whole one. */
-  base: string;
-  /** In milliseconds since 1970. */
-  createdMs: number;
-  /** In milliseconds since 1970. */
-  lastUsedMs: number;
-  /** On disk. */
-  bytes: number;
-  /** The reference that its OCI image was pulled by. */
-  ref: string;
-  /** Of that image. */
-  digest: string;
-  /** RAM of its VMs. */
-  memoryMib: number;
-  /** Virtual CPUs of its VMs. */
-  vcpus: number;
-  /** Size of their writable layer. */
-  scratchMib: number;
-  /** The image's command, or another, runs in it. */
-  workload: boolean;
-  /** Of the workload. */
-  command: string[];
-  /** The workload's TCP port; 0 if there is none. */
-  guestPort: number;
-  /** Why it cannot be used; empty if nothing is known against it. */
-  problem: string;
-}
+export type StoreInspectResult = ImageInfoResult;
 
 /** Deletes a snapshot. VMs that were started from it go on. */
 export interface StoreRemoveOptions {
@@ -649,10 +474,7 @@ export interface StorePruneOptions {
   all?: boolean;
 }
 
-export interface StorePruneResult {
-  /** One map for each, with the keys of image_info. */
-  snapshots: SnapshotInfo[];
-}
+export type StorePruneResult = StoreSnapshotsResult;
 
 /** Makes a snapshot that holds everything itself from one that holds the differences to others. */
 export interface StoreFlattenOptions {
@@ -673,14 +495,7 @@ export interface VMStartOptions {
   timeoutMs?: number;
 }
 
-export interface VMStartResult {
-  /** Its random identifier, 12 hexadecimal digits. */
-  id: string;
-  /** Its name, which is also the guest's host name. */
-  name: string;
-  /** The random identifier that the guest was given when it was restored; empty for one that was booted. */
-  restoreId: string;
-}
+export type VMStartResult = ImageAcquireResult;
 
 /** Pulls an OCI image if need be and boots it, without a snapshot. The image's command is not started; vm_start_workload does. Events: progress of the pull. */
 export interface VMBootOptions {
@@ -704,14 +519,7 @@ export interface VMBootOptions {
   timeoutMs?: number;
 }
 
-export interface VMBootResult {
-  /** Its random identifier, 12 hexadecimal digits. */
-  id: string;
-  /** Its name, which is also the guest's host name. */
-  name: string;
-  /** The random identifier that the guest was given when it was restored; empty for one that was booted. */
-  restoreId: string;
-}
+export type VMBootResult = ImageAcquireResult;
 
 export interface VMInfoResult {
   /** Random identifier, 12 hexadecimal digits. */
@@ -780,12 +588,7 @@ export interface VMStopOptions {
   graceMs?: number;
 }
 
-export interface VMStopResult {
-  /** stopped, powered off, rebooted, kernel panic, crashed or host failure. */
-  reason: string;
-  /** The kernel's message, or the host's error; else empty. */
-  detail: string;
-}
+export type VMStopResult = VMWaitResult;
 
 /** Makes VMs that go on from this instant, each with an identity of its own, while this VM goes on too. */
 export interface VMForkOptions {
@@ -818,40 +621,7 @@ export interface VMSnapshotOptions {
   lean?: boolean;
 }
 
-export interface VMSnapshotResult {
-  /** Identifier. */
-  id: string;
-  /** Name; may be empty. */
-  name: string;
-  /** Of what it was baked from; empty for one of a running VM. */
-  fingerprint: string;
-  /** ID of the snapshot that this one holds the differences to; empty for a whole one. */
-  base: string;
-  /** In milliseconds since 1970. */
-  createdMs: number;
-  /** In milliseconds since 1970. */
-  lastUsedMs: number;
-  /** On disk. */
-  bytes: number;
-  /** The reference that its OCI image was pulled by. */
-  ref: string;
-  /** Of that image. */
-  digest: string;
-  /** RAM of its VMs. */
-  memoryMib: number;
-  /** Virtual CPUs of its VMs. */
-  vcpus: number;
-  /** Size of their writable layer. */
-  scratchMib: number;
-  /** The image's command, or another, runs in it. */
-  workload: boolean;
-  /** Of the workload. */
-  command: string[];
-  /** The workload's TCP port; 0 if there is none. */
-  guestPort: number;
-  /** Why it cannot be used; empty if nothing is known against it. */
-  problem: string;
-}
+export type VMSnapshotResult = ImageFromOCIResult;
 
 /** Returns the last that the guest's kernel and init wrote to the console. */
 export interface VMConsoleOptions {

@@ -224,17 +224,17 @@ export class Store extends Handle {
   /** Makes an OCI image available and describes it. */
   pull(ref: string, options?: Without<c.StorePullOptions, 'ref'> & Abortable & Progress): Promise<c.StorePullResult>;
   /** Lists the OCI images in the store. */
-  images(): Promise<c.OciImage[]>;
+  images(): Promise<c.StorePullResult[]>;
   /** Forgets the reference of an OCI image. */
   removeImage(ref: string): Promise<void>;
   /** Lists the snapshots in the store, newest first. */
-  snapshots(): Promise<c.SnapshotInfo[]>;
+  snapshots(): Promise<c.ImageInfoResult[]>;
   /** Describes one snapshot. */
   inspect(name: string): Promise<c.StoreInspectResult>;
   /** Deletes a snapshot. VMs that were started from it go on. */
   remove(name: string): Promise<void>;
   /** Deletes the snapshots that may go, and describes them. */
-  prune(options?: c.StorePruneOptions & Abortable): Promise<c.SnapshotInfo[]>;
+  prune(options?: c.StorePruneOptions & Abortable): Promise<c.ImageInfoResult[]>;
   /** Makes a snapshot that holds everything itself from one that holds differences, and resolves to its ID. */
   flatten(name: string, options?: Abortable): Promise<string>;
 }
