@@ -1,10 +1,12 @@
 package main
 
 import (
+	"context"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/supermachine/supermachine/core/agent"
 	"github.com/supermachine/supermachine/core/instances"
 )
 
@@ -35,11 +37,14 @@ failed, 126 if the program cannot be executed, 127 if there is none, 128+N after
 				return err
 			}
 			defer client.Close()
-			p, err := client.Exec(cmd.Context(), req)
-			if err != nil {
-				return err
-			}
-			return flags.follow(p, func() { p.Kill() })
+			var p *agent.Process
+			return flags.follow(cmd.Context(), func(ctx context.Context) (program, error) {
+				p, err = client.Exec(ctx, req)
+				if err != nil {
+					return nil, err
+				}
+				return p, nil
+			}, func() { p.Kill() })
 		},
 	}
 	flags.register(cmd)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"os"
@@ -149,14 +150,13 @@ func (f *runFlags) run(cmd *cobra.Command, ref string, args []string) error {
 	}
 	defer entry.Close()
 
-	p, err := f.program(cmd, vm, attach, entry, w.command)
-	if err != nil {
-		return err
-	}
-	if err := reportDetached(vm.ID()); err != nil {
-		return err
-	}
-	err = f.follow(p, vm.Kill)
+	err = f.follow(cmd.Context(), func(ctx context.Context) (program, error) {
+		p, err := f.program(ctx, vm, attach, entry, w.command)
+		if err != nil {
+			return nil, err
+		}
+		return p, reportDetached(vm.ID())
+	}, vm.Kill)
 	if core.CodeOf(err) == core.ErrVMEnded {
 		return f.explainEnd(vm, err)
 	}
@@ -183,7 +183,7 @@ func (f *runFlags) start(cmd *cobra.Command, img *core.Image, w *want) (vm *core
 }
 
 // program starts what the VM is for, or attaches to it.
-func (f *runFlags) program(cmd *cobra.Command, vm *core.VM, attach bool, entry *instances.Instance, command []string) (program, error) {
+func (f *runFlags) program(ctx context.Context, vm *core.VM, attach bool, entry *instances.Instance, command []string) (program, error) {
 	req, err := f.request(command)
 	if err != nil {
 		return nil, err
@@ -192,14 +192,14 @@ func (f *runFlags) program(cmd *cobra.Command, vm *core.VM, attach bool, entry *
 		req.Stdout, req.Stderr = entry.Log(), entry.Log()
 	}
 	if attach {
-		p, err := vm.Follow(cmd.Context(), req.Stdout, req.Stderr)
+		p, err := vm.Follow(ctx, req.Stdout, req.Stderr)
 		if err != nil {
 			return nil, err
 		}
 		return limit(p, f.timeout), nil
 	}
 	req.Main, req.Timeout = true, f.timeout
-	p, err := vm.Exec(cmd.Context(), req)
+	p, err := vm.Exec(ctx, req)
 	if err != nil {
 		return nil, err
 	}

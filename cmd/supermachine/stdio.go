@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"os"
 	"os/signal"
@@ -114,35 +115,27 @@ func (l *limited) Wait() (agent.ExitStatus, error) {
 // impatience is how many interrupts in a row end a program that does not react to them.
 const impatience = 3
 
-// follow waits for a program as if it ran here: signals and the terminal's size go to it, its exit status is ours. kill ends it by force.
-func (f *execFlags) follow(p program, kill func()) error {
+// follow starts a program and waits for it as if it ran here: signals and the terminal's size go to it, its exit status is ours. One that
+// does not react to interrupts is ended by kill; one that does not start is given up.
+func (f *execFlags) follow(ctx context.Context, start func(context.Context) (program, error), kill func()) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	// Before the program starts: it can have written something, and so be sent a signal, before start returns.
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGWINCH)
+	defer signal.Stop(signals)
+	running := make(chan program, 1)
+	go f.passSignals(signals, running, cancel, kill)
+	p, err := start(ctx)
+	if err != nil {
+		return err
+	}
+	running <- p
 	if f.tty && f.interactive {
 		if state, err := term.MakeRaw(int(os.Stdin.Fd())); err == nil {
 			defer term.Restore(int(os.Stdin.Fd()), state)
 		}
 	}
-	signals := make(chan os.Signal, 16)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGWINCH)
-	defer signal.Stop(signals)
-	go func() {
-		interrupts := 0
-		for s := range signals {
-			sig := s.(syscall.Signal)
-			switch sig {
-			case syscall.SIGWINCH:
-				if cols, rows, err := term.GetSize(int(os.Stdout.Fd())); f.tty && err == nil {
-					p.Resize(uint16(rows), uint16(cols))
-				}
-				continue
-			case syscall.SIGINT, syscall.SIGTERM:
-				if interrupts++; interrupts >= impatience {
-					kill()
-					continue
-				}
-			}
-			p.Signal(sig)
-		}
-	}()
 	st, err := p.Wait()
 	switch {
 	case err != nil:
@@ -153,4 +146,45 @@ func (f *execFlags) follow(p program, kill func()) error {
 		return exitStatus(st.Code)
 	}
 	return nil
+}
+
+// passSignals gives signals to the program, those that come before it runs once it does.
+func (f *execFlags) passSignals(signals <-chan os.Signal, running <-chan program, giveUp, kill func()) {
+	var p program
+	var early []syscall.Signal
+	interrupts := 0
+	pass := func(sig syscall.Signal) {
+		switch {
+		case p == nil && len(early) < cap(signals):
+			early = append(early, sig)
+		case p == nil:
+		case sig != syscall.SIGWINCH:
+			p.Signal(sig)
+		case f.tty:
+			if cols, rows, err := term.GetSize(int(os.Stdout.Fd())); err == nil {
+				p.Resize(uint16(rows), uint16(cols))
+			}
+		}
+	}
+	for {
+		select {
+		case p = <-running:
+			for _, sig := range early {
+				pass(sig)
+			}
+		case s := <-signals:
+			sig := s.(syscall.Signal)
+			if sig == syscall.SIGINT || sig == syscall.SIGTERM {
+				if interrupts++; interrupts >= impatience {
+					if p == nil {
+						giveUp()
+					} else {
+						kill()
+					}
+					continue
+				}
+			}
+			pass(sig)
+		}
+	}
 }
