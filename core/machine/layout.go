@@ -1,8 +1,6 @@
 package machine
 
 import (
-	"golang.org/x/sys/unix"
-
 	"github.com/supermachine/supermachine/core/hypervisor"
 	"github.com/supermachine/supermachine/snapshot/memory"
 )
@@ -68,7 +66,9 @@ func allocateMemory(mib int) (*hypervisor.Memory, error) {
 }
 
 func releaseMemory(m *hypervisor.Memory) {
+	var mem [][]byte
 	for _, r := range m.Regions() {
-		unix.Munmap(r.Bytes)
+		mem = append(mem, r.Bytes)
 	}
+	memory.Release(mem)
 }

@@ -161,10 +161,15 @@ module Supermachine
         end
       end
 
-      # Starts a call whose outcome nobody waits for.
+      # Makes a call whose outcome nobody wants to know, on this thread.
       def quietly(name, handle)
         CALLS[name].call(nil, handle, "", 0, bytes = Bytes.new)
         BYTES_FREE.call(bytes)
+      end
+
+      # A socket that owns a file descriptor of the library's; nil if there is none.
+      def socket(fd)
+        UNIXSocket.for_fd(fd) unless fd.negative?
       end
 
       # A program's arguments, checked.

@@ -43,12 +43,6 @@ module Supermachine
     end
   end
 
-  # A socket that owns a file descriptor of the library's; nil if there is none.
-  def self.socket(fd)
-    UNIXSocket.for_fd(fd) unless fd.negative?
-  end
-  private_class_method :socket
-
   # A program that runs in a VM. Its elements are the lines that it writes to stdout.
   class Process < Handle
     include Enumerable
@@ -65,7 +59,7 @@ module Supermachine
     def initialize(started)
       super(started[:exec])
       @pid = started[:pid]
-      @stdin, @stdout, @stderr = started.values_at(:stdin, :stdout, :stderr).map { |fd| Supermachine.send(:socket, fd) }
+      @stdin, @stdout, @stderr = started.values_at(:stdin, :stdout, :stderr).map { |fd| Native.socket(fd) }
     end
 
     # Waits for the program's end and returns an Exit. What it wrote can still be read.

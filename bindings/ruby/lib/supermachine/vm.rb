@@ -26,7 +26,7 @@ module Supermachine
 
     def initialize(opened)
       super(opened[:file])
-      @io = Supermachine.send(:socket, opened[:fd])
+      @io = Native.socket(opened[:fd])
     end
 
     # Ends the stream and waits until all of it was read, or is in the file. A written file appears under its name only now.
@@ -99,7 +99,7 @@ module Supermachine
 
     # Opens a connected UNIXSocket to a TCP port of the guest; default: the workload's. With a block, yields it and closes it at its end.
     def connect(port = nil)
-      io = Supermachine.send(:socket, Native.call("vm_connect", handle, port: port)[:fd])
+      io = Native.socket(Native.call("vm_connect", handle, port: port)[:fd])
       return io unless block_given?
 
       begin
