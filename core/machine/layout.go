@@ -29,7 +29,8 @@ const (
 	deviceStride = 0x1000
 	firstGSI     = 5 // lines 0 to 4 belong to the timer, the keyboard, the cascade and the serial ports
 	lastGSI      = 23
-	maxDevices   = lastGSI - firstGSI + 1
+	// MaxDevices is how many devices a board has room for.
+	MaxDevices = lastGSI - firstGSI + 1
 )
 
 // RAMRegion is one run of a machine's physical memory.

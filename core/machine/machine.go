@@ -21,7 +21,8 @@ type Config struct {
 	// Memory is the guest's RAM where the caller maps it (a snapshot's memory image); nil allocates MemoryMiB. The machine takes
 	// ownership and unmaps it.
 	Memory *hypervisor.Memory
-	// Devices appear to the guest in this order, which must be the same in a machine that restores a state. The machine closes them.
+	// Devices appear to the guest in this order, which must be the same in a machine that restores a state, MaxDevices at most. Nil is an empty
+	// place: a machine that restores the state may have a device there, of which the guest learns when it looks again. The machine closes them.
 	Devices []virtio.Device
 	// Serial receives what the guest writes to its first serial port.
 	Serial io.Writer
@@ -107,8 +108,8 @@ func New(cfg Config) (m *Machine, err error) {
 		return m, fmt.Errorf("%d vCPUs are out of range, 1 to %d are possible", cfg.VCPUs, MaxVCPUs)
 	case cfg.MemoryMiB < MinMemoryMiB || cfg.MemoryMiB > MaxMemoryMiB:
 		return m, fmt.Errorf("%d MiB of memory are out of range, %d to %d are possible", cfg.MemoryMiB, MinMemoryMiB, MaxMemoryMiB)
-	case len(cfg.Devices) > maxDevices:
-		return m, fmt.Errorf("%d devices, at most %d are possible", len(cfg.Devices), maxDevices)
+	case len(cfg.Devices) > MaxDevices:
+		return m, fmt.Errorf("%d devices, at most %d are possible", len(cfg.Devices), MaxDevices)
 	}
 	if m.mem == nil {
 		if m.mem, err = allocateMemory(cfg.MemoryMiB); err != nil {
@@ -236,11 +237,13 @@ func (m *Machine) release() {
 		s.stop()
 	}
 	m.bells.Wait()
-	for _, s := range m.slots {
+	for s := range m.occupied() {
 		s.transport.Close()
 	}
 	for _, dev := range m.cfg.Devices[len(m.slots):] {
-		dev.Close() // New failed before it was wired
+		if dev != nil {
+			dev.Close() // New failed before it was wired
+		}
 	}
 	if m.vm != nil {
 		m.vm.Close()

@@ -84,7 +84,7 @@ func (m *Machine) wakeDevices() {
 		m.listen()
 	}
 	if m.quiet {
-		for _, s := range m.slots {
+		for s := range m.occupied() {
 			s.transport.Resume()
 		}
 		m.quiet = false
@@ -95,9 +95,9 @@ func (m *Machine) mmio(exit hypervisor.Exit) {
 	s, off := m.slotAt(exit.Addr)
 	switch {
 	case s != nil && exit.Write:
-		s.transport.Write(off, exit.Data)
+		s.write(off, exit.Data)
 	case s != nil:
-		s.transport.Read(off, exit.Data)
+		s.read(off, exit.Data)
 	case !exit.Write:
 		for i := range exit.Data {
 			exit.Data[i] = 0xff
@@ -140,7 +140,7 @@ func (m *Machine) Pause() error {
 		return ErrEnded
 	}
 	if m.phase == phasePaused && !m.quiet {
-		for _, s := range m.slots {
+		for s := range m.occupied() {
 			s.transport.Pause()
 		}
 		m.quiet = true

@@ -2,16 +2,18 @@ package machine
 
 import (
 	"fmt"
+	"iter"
 
 	"github.com/supermachine/supermachine/core/hypervisor"
 	"github.com/supermachine/supermachine/core/virtio"
 )
 
-// slot is one place on the board: a virtio-mmio register block, its interrupt line and a doorbell for each queue.
+// slot is one place on the board: a virtio-mmio register block, its interrupt line and a doorbell for each queue. One that is empty has nothing
+// but its address and line, so that it costs nothing.
 type slot struct {
 	addr      uint64
 	gsi       uint32
-	transport *virtio.MMIO
+	transport *virtio.MMIO // nil: empty
 	interrupt hypervisor.Interrupt
 	doorbells []hypervisor.Doorbell
 }
@@ -21,6 +23,9 @@ const queueNotify = 0x50
 
 func (m *Machine) newSlot(i int, dev virtio.Device) (s *slot, err error) {
 	s = &slot{addr: deviceBase + uint64(i)*deviceStride, gsi: firstGSI + uint32(i)}
+	if dev == nil {
+		return s, nil
+	}
 	defer func() {
 		if err != nil {
 			s.stop()
@@ -61,6 +66,33 @@ func (s *slot) stop() {
 	}
 	if s.interrupt != nil {
 		s.interrupt.Close()
+	}
+}
+
+// occupied returns the slots that have a device.
+func (m *Machine) occupied() iter.Seq[*slot] {
+	return func(yield func(*slot) bool) {
+		for _, s := range m.slots {
+			if s.transport != nil && !yield(s) {
+				return
+			}
+		}
+	}
+}
+
+// read answers the guest's read of a register.
+func (s *slot) read(off uint64, p []byte) {
+	if s.transport == nil {
+		virtio.ReadPlaceholder(off, p)
+		return
+	}
+	s.transport.Read(off, p)
+}
+
+// write takes the guest's write to a register.
+func (s *slot) write(off uint64, p []byte) {
+	if s.transport != nil {
+		s.transport.Write(off, p)
 	}
 }
 

@@ -35,12 +35,14 @@ func (m *Machine) Save() (*State, error) {
 	if st.VM, err = m.vm.Save(); err != nil {
 		return nil, fmt.Errorf("save VM: %w", err)
 	}
+	st.Devices = make([]virtio.State, len(m.slots)) // the zero value is an empty slot
 	for i, s := range m.slots {
-		dev, err := s.transport.Save()
-		if err != nil {
+		if s.transport == nil {
+			continue
+		}
+		if st.Devices[i], err = s.transport.Save(); err != nil {
 			return nil, fmt.Errorf("save device %d: %w", i, err)
 		}
-		st.Devices = append(st.Devices, dev)
 	}
 	return st, nil
 }
@@ -66,7 +68,7 @@ func (m *Machine) Rewind(st *State) error {
 	case m.phase != phasePaused || !m.quiet:
 		return errors.New("rewind machine: it is not paused")
 	}
-	for _, s := range m.slots {
+	for s := range m.occupied() {
 		s.transport.Reset()
 	}
 	m.rewound = true
@@ -93,7 +95,14 @@ func (m *Machine) load(st *State) error {
 		return fmt.Errorf("restore VM: %w", err)
 	}
 	for i, s := range m.slots {
-		if err := s.transport.Restore(st.Devices[i]); err != nil {
+		dev := st.Devices[i]
+		switch {
+		case dev.DeviceID == 0: // an empty slot then: a device that is there now is new to the guest
+			continue
+		case s.transport == nil:
+			return fmt.Errorf("restore device %d: the guest knows a device of type %d there, and there is none", i, dev.DeviceID)
+		}
+		if err := s.transport.Restore(dev); err != nil {
 			return fmt.Errorf("restore device %d: %w", i, err)
 		}
 	}

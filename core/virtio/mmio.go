@@ -143,6 +143,23 @@ func (t *MMIO) Read(off uint64, p []byte) {
 	}
 }
 
+// ReadPlaceholder is the driver's read of a register where there is no device (virtio 1.2 §4.2.2, DeviceID): a driver finds a place that has
+// nothing for it yet.
+func ReadPlaceholder(off uint64, p []byte) {
+	clear(p)
+	if len(p) != 4 {
+		return
+	}
+	switch off {
+	case regMagicValue:
+		binary.LittleEndian.PutUint32(p, magicValue)
+	case regVersion:
+		binary.LittleEndian.PutUint32(p, version)
+	case regVendorID:
+		binary.LittleEndian.PutUint32(p, vendorID)
+	}
+}
+
 func (t *MMIO) readRegister(off uint64) uint32 {
 	switch off {
 	case regInterruptStatus:
