@@ -86,7 +86,11 @@ func (vm *VM) boot(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	devices, err := vm.devices(empty)
+	attach, err := openAttachments(vm.cfg.Volumes, vm.cfg.Mounts, nil)
+	if err != nil {
+		return errors.Join(err, empty.Close())
+	}
+	devices, err := vm.devices(empty, attach)
 	if err != nil {
 		return err
 	}
@@ -106,7 +110,10 @@ func (vm *VM) boot(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return vm.connect(ctx)
+	if err := vm.connect(ctx); err != nil || len(attach.list) == 0 {
+		return err
+	}
+	return vm.agent.Attach(ctx, attach.list)
 }
 
 // connect waits for the guest's agent.
@@ -186,11 +193,12 @@ func (vm *VM) initrd(assets Assets) ([][]byte, error) {
 	return [][]byte{base, extra.Bytes()}, err
 }
 
-// devices makes the VM's devices, with an empty writable layer over below, whose reference it takes over. init knows the two disks by their
-// order; a machine that restores a state must have the same devices in the same order.
-func (vm *VM) devices(below *layer) (devices []virtio.Device, err error) {
+// devices makes the VM's devices, with an empty writable layer over below, whose reference it takes over as it does with what is attached. init
+// knows the two disks by their order; a machine that restores a state must have the same devices in the same order.
+func (vm *VM) devices(below *layer, attach *attachments) (devices []virtio.Device, err error) {
 	defer func() {
 		if err != nil {
+			attach.close()
 			for _, d := range devices {
 				d.Close()
 			}
@@ -214,7 +222,9 @@ func (vm *VM) devices(below *layer) (devices []virtio.Device, err error) {
 	devices = []virtio.Device{root, scratch}
 	vm.vsock = vsock.New(vsock.Config{GuestCID: guestCID})
 	vm.balloon = balloon.New(balloon.Config{})
-	return append(devices, vm.vsock, rng.New(), console.New(console.Config{Log: vm.console}), vm.balloon), nil
+	devices = append(devices, vm.vsock, rng.New(), console.New(console.Config{Log: vm.console}), vm.balloon)
+	devices = append(devices, make([]virtio.Device, firstAttachSlot-len(devices))...)
+	return append(devices, attach.devices[:]...), nil
 }
 
 // newDisk takes over the backend.

@@ -132,6 +132,7 @@ func (vm *VM) copyState(op *trace.Operation, f *frozen, c capture) (*checkpoint,
 	if err != nil {
 		return nil, err
 	}
+	unusedSlots(state)
 	op.Step("save state")
 	mem := regionBytes(vm.machine.Memory())
 	image, err := vm.memory.Capture(mem)

@@ -22,6 +22,9 @@ type Config struct {
 	BootTimeout time.Duration // how long the guest may take until its agent answers; default 60 s
 	AssetsDir   string        // directory of kernel and initramfs; default: as FindAssets
 	StateDir    string        // directory for templates and scratch files; default: HomeDir
+
+	Volumes []Volume // disks of the VM's own, MaxAttachments together with Mounts
+	Mounts  []Mount  // directories of the host
 }
 
 // Default values of Config.
@@ -60,6 +63,9 @@ func (c Config) withDefaults(id string) (Config, error) {
 		if r.value < r.lo || r.value > r.hi {
 			return c, rangeError("check configuration", r.name, r.value, r.lo, r.hi, r.unit)
 		}
+	}
+	if err := checkAttachments(c.Volumes, c.Mounts); err != nil {
+		return c, err
 	}
 	switch {
 	case c.BootTimeout < 0:

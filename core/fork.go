@@ -11,7 +11,8 @@ import (
 // MaxFork is the most children of one Fork.
 const MaxFork = 1024
 
-// ForkOptions say how children are made. The zero value gives them the defaults.
+// ForkOptions say how children are made. The zero value gives them the defaults. A child whose StartOptions have no Volumes and Mounts, nil, gets
+// the mounts of the VM, and its volumes that are only read.
 type ForkOptions struct {
 	// Child, if set, returns the options of child number i, 0 ≤ i < n.
 	Child func(i int) StartOptions
@@ -48,6 +49,9 @@ func (vm *VM) fork(ctx context.Context, n int, o ForkOptions) ([]*VM, error) {
 			if o.Child != nil {
 				opts = o.Child(i)
 			}
+			if opts.Volumes == nil && opts.Mounts == nil {
+				opts.Volumes, opts.Mounts = vm.shared()
+			}
 			child, err := cp.startGated(ctx, opts, nil)
 			if err != nil {
 				cancel(fmt.Errorf("child %d: %w", i, err)) // the others' errors are only that they were canceled
@@ -68,4 +72,15 @@ func (vm *VM) fork(ctx context.Context, n int, o ForkOptions) ([]*VM, error) {
 		return nil, err
 	}
 	return children, nil
+}
+
+// shared returns what is attached to the VM and can be attached to its children too.
+func (vm *VM) shared() ([]Volume, []Mount) {
+	var volumes []Volume
+	for _, v := range vm.cfg.Volumes {
+		if v.ReadOnly {
+			volumes = append(volumes, v)
+		}
+	}
+	return volumes, vm.cfg.Mounts
 }

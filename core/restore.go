@@ -20,6 +20,11 @@ type StartOptions struct {
 	Name     string        // the VM's name and host name, as in Config; default: its ID
 	StateDir string        // directory for scratch files; default: HomeDir
 	Timeout  time.Duration // how long the guest may take until its agent answers; default 30 s
+
+	// Volumes and Mounts are attached before the workload goes on, MaxAttachments together. What was attached to the VM that was saved is gone: its
+	// places are empty unless something is given for them, and files that the workload had open there fail.
+	Volumes []Volume
+	Mounts  []Mount
 }
 
 const defaultStartTimeout = 30 * time.Second // a busy host that starts hundreds at once may need seconds
@@ -42,7 +47,7 @@ func (c *checkpoint) prepare(o StartOptions) (vm *VM, err error) {
 	vm = &VM{id: newID(), image: c.image, console: console.NewRing(0), forwards: map[*Forward]struct{}{}}
 	vm.op = trace.Begin(trace.Restore, vm.id)
 	cfg := c.cfg
-	cfg.Name, cfg.StateDir, cfg.BootTimeout = o.Name, o.StateDir, o.Timeout
+	cfg.Name, cfg.StateDir, cfg.BootTimeout, cfg.Volumes, cfg.Mounts = o.Name, o.StateDir, o.Timeout, o.Volumes, o.Mounts
 	setDefault(&cfg.BootTimeout, defaultStartTimeout)
 	if vm.cfg, err = cfg.withDefaults(vm.id); err != nil {
 		return nil, err
@@ -68,7 +73,12 @@ func (c *checkpoint) prepare(o StartOptions) (vm *VM, err error) {
 		return nil, errors.Join(err, memory.Release(mem))
 	}
 	vm.op.Step("map memory")
-	devices, err := vm.devices(c.disk.hold())
+	attach, err := openAttachments(cfg.Volumes, cfg.Mounts, c.state.Machine.Devices)
+	if err != nil {
+		return nil, errors.Join(err, memory.Release(mem))
+	}
+	vm.attached = attach.list
+	devices, err := vm.devices(c.disk.hold(), attach)
 	if err != nil {
 		return nil, errors.Join(err, memory.Release(mem))
 	}
@@ -110,7 +120,7 @@ func (vm *VM) run(ctx context.Context, c *checkpoint) error {
 	defer cancel()
 	id := agent.Identity{ID: newID() + newID(), Entropy: make([]byte, agent.EntropySize), Time: time.Now(), Hostname: vm.cfg.Name}
 	rand.Read(id.Entropy)
-	if err := vm.agent.Thaw(wait, &id); err != nil {
+	if err := vm.agent.Thaw(wait, &id, vm.attached...); err != nil {
 		return vm.startError(ctx, err)
 	}
 	vm.restoreID = id.ID

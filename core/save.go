@@ -93,6 +93,13 @@ func (s *Snapshots) write(ctx context.Context, cp *checkpoint, info SnapshotInfo
 	meta := info.SnapshotMeta
 	meta.Image, meta.Digest, meta.RootFS = cp.image.Ref, cp.image.Digest, cp.image.RootFSKey
 	meta.MemoryMiB, meta.VCPUs, meta.ScratchMiB = cp.cfg.MemoryMiB, cp.cfg.VCPUs, cp.cfg.ScratchMiB
+	meta.Attached = nil
+	for _, v := range cp.cfg.Volumes {
+		meta.Attached = append(meta.Attached, v.Path)
+	}
+	for _, m := range cp.cfg.Mounts {
+		meta.Attached = append(meta.Attached, m.Path)
+	}
 	if c.Meta, err = json.Marshal(meta); err != nil {
 		return err
 	}

@@ -85,7 +85,8 @@ type SnapshotMeta struct {
 	Dir        string   `json:"dir,omitempty"`     // of the workload, if it is not the image's
 	User       string   `json:"user,omitempty"`    // of the workload, if it is not the image's
 	GuestPort  uint16   `json:"guest_port,omitempty"`
-	Guest      string   `json:"guest,omitempty"` // GuestDigest of what was booted; empty for a running VM's that was not started from a baked one
+	Attached   []string `json:"attached,omitempty"` // where in the guest volumes and mounts were when it was saved; nothing of them is kept
+	Guest      string   `json:"guest,omitempty"`    // GuestDigest of what was booted; empty for a running VM's that was not started from a baked one
 }
 
 // Snapshot is a VM at one instant, loaded and ready to be started any number of times. Its methods may be called from any goroutine. It must

@@ -64,10 +64,11 @@ type VM struct {
 	started time.Time
 
 	restoreID   string
-	memory      *memory.Image // that the machine's memory was mapped from; nil for a VM that was booted
-	origin      *Snapshot     // that it goes back to; nil for none
-	meta        SnapshotMeta  // what a snapshot of it says, as far as it is known: the workload
-	firstAnswer func()        // called once after the first program has run; may be nil
+	attached    []agent.Attachment // what the guest is told of when it is restored
+	memory      *memory.Image      // that the machine's memory was mapped from; nil for a VM that was booted
+	origin      *Snapshot          // that it goes back to; nil for none
+	meta        SnapshotMeta       // what a snapshot of it says, as far as it is known: the workload
+	firstAnswer func()             // called once after the first program has run; may be nil
 	answered    sync.Once
 	op          *trace.Operation
 	saving      sync.Mutex             // held while a checkpoint is made

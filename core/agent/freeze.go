@@ -20,9 +20,18 @@ func (c *Client) Freeze(ctx context.Context, lean bool) error {
 	return c.call(ctx, wire.Request{Freeze: &wire.Freeze{Lean: lean}})
 }
 
-// Thaw lets the workload run again; in a copy of the frozen guest with an identity of its own, which takes effect before.
-func (c *Client) Thaw(ctx context.Context, id *Identity) error {
-	return c.call(ctx, wire.Request{Thaw: &wire.Thaw{Identity: id}})
+// Thaw lets the workload run again; in a copy of the frozen guest with an identity of its own, and with what is attached to it, which both take
+// effect before.
+func (c *Client) Thaw(ctx context.Context, id *Identity, attach ...Attachment) error {
+	return c.call(ctx, wire.Request{Thaw: &wire.Thaw{Identity: id, Attach: attach}})
+}
+
+// Attachment is a file system that the host gives to the guest.
+type Attachment = wire.Attachment
+
+// Attach mounts file systems whose devices are on the guest's board.
+func (c *Client) Attach(ctx context.Context, attach []Attachment) error {
+	return c.call(ctx, wire.Request{Attach: &wire.Attach{Attachments: attach}})
 }
 
 // frozenStreams is how many streams a connection has had when it is continued: the one of Freeze.

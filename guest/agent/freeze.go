@@ -72,6 +72,10 @@ func (s *Server) thaw(c *conn, req *wire.Thaw) error {
 			return err
 		}
 		s.detachOthers(c)
+		s.revokeAttached()
+		if err := s.attach(req.Attach); err != nil {
+			return err
+		}
 	}
 	s.release()
 	return nil

@@ -43,12 +43,14 @@ type Server struct {
 	cfg     Config
 	ready   chan struct{}
 	threads *nsThreads
-	pidns   int    // the container's PID namespace, -1 for the agent's own
-	init    *child // PID 1 of the container, nil without one
-	public  int    // Config.PublicDir, -1 without one
+	pidns   int           // the container's PID namespace, -1 for the agent's own
+	init    *child        // PID 1 of the container, nil without one
+	emptied chan struct{} // closed when nothing of the container runs any more
+	public  int           // Config.PublicDir, -1 without one
 
 	sessions sessionKiller
 	freezer  freezer
+	attached attached
 
 	mu       sync.Mutex
 	conns    map[*conn]struct{}
@@ -62,7 +64,7 @@ type Server struct {
 
 // NewServer returns a server that accepts connections at once and keeps their requests waiting until Ready.
 func NewServer() *Server {
-	return &Server{ready: make(chan struct{}), pidns: -1, public: -1, conns: map[*conn]struct{}{}}
+	return &Server{ready: make(chan struct{}), emptied: make(chan struct{}), pidns: -1, public: -1, conns: map[*conn]struct{}{}}
 }
 
 // Ready gives the server what it needs to handle requests. From then on the end of the container's PID 1 takes the guest down.
@@ -401,6 +403,8 @@ func (st *stream) handle(req wire.Request) wire.Result {
 		err = s.freeze(st.c, req.Freeze)
 	case req.Thaw != nil:
 		err = s.thaw(st.c, req.Thaw)
+	case req.Attach != nil:
+		err = s.attach(req.Attach.Attachments)
 	case req.Info != nil:
 		st.reply(wire.Reply{Info: s.info()})
 	case req.Ping != nil:

@@ -76,7 +76,8 @@ func (s *Server) stopMain(main *process, grace time.Duration) {
 
 // followContainer takes the guest down when PID 1 of the container ends: something in there powered it off or rebooted it.
 func (s *Server) followContainer() {
-	status := s.init.wait().status
+	status := s.init.wait().status // which comes after the end of all others in its PID namespace (pid_namespaces(7))
+	close(s.emptied)
 	if !s.beginStop() {
 		return
 	}
@@ -107,6 +108,7 @@ func (s *Server) goDown(reason string) {
 	case <-results:
 	case <-time.After(resultsTime):
 	}
+	s.unmountAttached()
 	s.mu.Lock()
 	conns := make([]*conn, 0, len(s.conns))
 	for c := range s.conns {

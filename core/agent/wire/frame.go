@@ -19,7 +19,7 @@ import (
 )
 
 // Version is the protocol's version, exchanged in Hello. Ends of different versions do not talk.
-const Version = 2
+const Version = 3
 
 // Ports of the guest's vsock that the agent listens on.
 const (

@@ -18,6 +18,7 @@ type Request struct {
 	Follow   *Empty     `msgpack:"follow,omitempty"` // the workload's output, kept and to come; its result is the workload's
 	Freeze   *Freeze    `msgpack:"freeze,omitempty"`
 	Thaw     *Thaw      `msgpack:"thaw,omitempty"`
+	Attach   *Attach    `msgpack:"attach,omitempty"`
 }
 
 // Empty is a request without parameters.
@@ -67,6 +68,8 @@ type Thaw struct {
 	// Identity is set in a copy of the guest that was frozen. It takes effect before any process runs. The programs that other connections
 	// had started run on there, with nobody to write to.
 	Identity *Identity `msgpack:"identity,omitempty"`
+	// Attach is what the copy has of its own. What was attached to the guest that it was copied from is gone.
+	Attach []Attachment `msgpack:"attach,omitempty"`
 }
 
 // Identity tells one copy of a guest from all others.
