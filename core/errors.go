@@ -110,6 +110,7 @@ var codeTable = []struct {
 	{instances.ErrAmbiguous, ErrInvalidArgument},
 	{instances.ErrNameTaken, ErrInvalidArgument},
 	{syscall.ENOSPC, ErrDiskFull},
+	{syscall.EADDRINUSE, ErrInUse},
 	{snapshot.ErrNotFound, ErrNotFound},
 	{snapshot.ErrCorrupt, ErrCorrupt},
 	{snapshot.ErrVersion, ErrIncompatible},
@@ -129,6 +130,6 @@ var codeTable = []struct {
 // guestKinds maps what the agent reports to codes.
 var guestKinds = map[string]Code{
 	wire.KindCommandNotFound: ErrCommandNotFound, wire.KindNotExecutable: ErrNotExecutable, wire.KindNotFound: ErrNotFound,
-	wire.KindInvalid: ErrInvalidArgument, wire.KindPermission: ErrPermission, wire.KindRefused: ErrRefused,
+	wire.KindInvalid: ErrInvalidArgument, wire.KindPermission: ErrPermission, wire.KindRefused: ErrRefused, wire.KindInUse: ErrInUse,
 	wire.KindNoSpace: ErrDiskFull, wire.KindUnavailable: ErrVMEnded, wire.KindIO: ErrIO,
 }

@@ -128,11 +128,11 @@ func (r Readiness) settled(ctx context.Context, vm *VM) error {
 	})
 }
 
-// poll calls f until it says true or fails, with pauses in between.
+// poll calls f until it says true or fails, with pauses in between. They are at least as long as f takes, so that asking does not keep the guest
+// from getting ready.
 func poll(ctx context.Context, pause time.Duration, f func() (bool, error)) error {
-	timer := time.NewTicker(pause)
-	defer timer.Stop()
 	for {
+		begin := time.Now()
 		done, err := f()
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -140,9 +140,11 @@ func poll(ctx context.Context, pause time.Duration, f func() (bool, error)) erro
 		if done || err != nil {
 			return err
 		}
+		timer := time.NewTimer(max(pause, time.Since(begin)))
 		select {
 		case <-timer.C:
 		case <-ctx.Done():
+			timer.Stop()
 			return ctx.Err()
 		}
 	}

@@ -61,6 +61,7 @@ func TestRestoredVMsGoOnWhereTheSnapshotStands(t *testing.T) {
 	counter := `nonce=$(cat /proc/sys/kernel/random/uuid); n=0; while :; do n=$((n+1)); echo $nonce $n > /tmp/.state; mv /tmp/.state /tmp/state; done`
 	snap := bake(t, store, core.BakeSpec{
 		Ref: imageRef(t, "busybox"), Entrypoint: []string{"/bin/sh", "-c", counter}, Ready: core.ReadyCommand("/bin/sh", "-c", "read a n < /tmp/state && [ $n -gt 100 ]"),
+		Timeout: 5 * time.Minute,
 	})
 	var nonces []string
 	for range 2 {

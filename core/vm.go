@@ -7,6 +7,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/supermachine/supermachine/core/admission"
@@ -79,6 +80,10 @@ type VM struct {
 	paused   bool // by Pause
 	stopping bool // the host asked for the end
 	forwards map[*Forward]struct{}
+
+	socketing    sync.Mutex // held while SocketPath makes the socket
+	socketDir    string     // of SocketPath, empty before
+	reversePorts atomic.Uint32
 }
 
 // ID returns the VM's random identifier, 12 hexadecimal digits.
@@ -228,18 +233,6 @@ func (vm *VM) Close() error {
 		}
 	})
 	return nil
-}
-
-func (vm *VM) closeForwards() {
-	vm.mu.Lock()
-	forwards := make([]*Forward, 0, len(vm.forwards))
-	for f := range vm.forwards {
-		forwards = append(forwards, f)
-	}
-	vm.mu.Unlock()
-	for _, f := range forwards {
-		f.Close()
-	}
 }
 
 // lastWords is how long a guest may take from the end of its agent, without which it does not last, to its own.

@@ -233,13 +233,9 @@ type connectResult struct {
 }
 
 func connect(ctx context.Context, e *env, m *vm, o *struct {
-	Port uint16 `msgpack:"port" doc:"1 to 65535; default: the workload's."`
+	Port uint16 `msgpack:"port" doc:"1 to 65535; default: the workload's, as the bake or the image says, or else the one on which a program has listened longest."`
 }) (connectResult, error) {
-	port, err := portOf(m, o.Port)
-	if err != nil {
-		return connectResult{}, err
-	}
-	guest, err := m.Connect(ctx, port)
+	guest, err := m.Connect(ctx, o.Port)
 	if err != nil {
 		return connectResult{}, err
 	}
@@ -256,20 +252,9 @@ func connect(ctx context.Context, e *env, m *vm, o *struct {
 	return connectResult{fd}, nil
 }
 
-// portOf returns the port that is asked for, the workload's if none is.
-func portOf(m *vm, port uint16) (uint16, error) {
-	if port == 0 {
-		port = m.GuestPort()
-	}
-	if port == 0 {
-		return 0, &core.Error{Code: core.ErrInvalidArgument, Op: "choose a port of VM", Object: m.ID(), Err: fmt.Errorf("the image exposes none; give port")}
-	}
-	return port, nil
-}
-
 type forwardOptions struct {
 	Address string `msgpack:"address" doc:"Where to listen: HOST:PORT, where port 0 takes a free one, or the path of a Unix socket; default 127.0.0.1:0."`
-	Port    uint16 `msgpack:"port" doc:"The guest's, 1 to 65535; default: the workload's."`
+	Port    uint16 `msgpack:"port" doc:"The guest's, 1 to 65535; default: as vm_connect."`
 }
 
 type forwardResult struct {
@@ -278,10 +263,6 @@ type forwardResult struct {
 }
 
 func startForward(ctx context.Context, e *env, m *vm, o *forwardOptions) (forwardResult, error) {
-	port, err := portOf(m, o.Port)
-	if err != nil {
-		return forwardResult{}, err
-	}
 	network, address := "tcp", o.Address
 	switch {
 	case address == "":
@@ -289,7 +270,7 @@ func startForward(ctx context.Context, e *env, m *vm, o *forwardOptions) (forwar
 	case strings.HasPrefix(address, "/") || strings.HasPrefix(address, "."):
 		network = "unix"
 	}
-	f, err := m.Forward(network, address, port)
+	f, err := m.Forward(network, address, o.Port)
 	if err != nil {
 		return forwardResult{}, err
 	}

@@ -60,6 +60,8 @@ func (w *want) misfit(i core.SnapshotInfo) error {
 		return fmt.Errorf("its disk has %d MiB: give --disk %dm", i.ScratchMiB, i.ScratchMiB)
 	case !i.Workload:
 		return w.checkCommand()
+	case missing(attached(w.cfg), i.Attached) != "":
+		return fmt.Errorf("its workload was started without %s: bake with --boot-only, or give --cold", missing(attached(w.cfg), i.Attached))
 	case w.streams:
 		return errors.New("its workload runs already: leave out -i and -t, and use exec for other programs")
 	case !slices.Equal(i.Command, w.command):
@@ -184,5 +186,5 @@ func (w *want) startFrom(ctx context.Context, store *core.Snapshots, i core.Snap
 		return nil, err
 	}
 	defer snap.Close()
-	return snap.Start(ctx, core.StartOptions{Name: w.cfg.Name})
+	return snap.Start(ctx, core.StartOptions{Name: w.cfg.Name, Volumes: w.cfg.Volumes, Mounts: w.cfg.Mounts})
 }

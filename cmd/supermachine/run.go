@@ -19,6 +19,7 @@ type runFlags struct {
 	pullFlags
 	execFlags
 	sizeFlags
+	attachFlags
 	name       string
 	publish    []string
 	entrypoint string
@@ -50,6 +51,8 @@ Interrupts go to the program; the third one ends the VM.`,
   supermachine run -it --memory 1g --cpus 2 python:3.12 python
   supermachine run -d --name web -p 8080:80 nginx
   supermachine run --cold -it alpine
+  supermachine run -v db.img:/var/lib/postgresql/data -p 5432 postgres
+  supermachine run --mount .:/src:ro -w /src golang go test ./...
   echo 'print(6 * 7)' | supermachine run -i python:3.12 python -`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -67,6 +70,7 @@ func (f *runFlags) register(cmd *cobra.Command) {
 	f.pullFlags.register(cmd, "missing")
 	f.execFlags.register(cmd)
 	f.sizeFlags.register(cmd)
+	f.attachFlags.register(cmd)
 	fl := cmd.Flags()
 	fl.StringVar(&f.name, "name", "", "name of the VM and host name in it (default: a random ID)")
 	fl.StringArrayVarP(&f.publish, "publish", "p", nil, "publish a port: [[ADDRESS:]HOSTPORT:]PORT; the address is 127.0.0.1 unless given")
@@ -116,6 +120,9 @@ func (f *runFlags) config() (cfg core.Config, ports []port, err error) {
 		return cfg, nil, fmt.Errorf("--cold takes no snapshot: leave out --cold or --snapshot")
 	}
 	if cfg, err = f.sizes(); err != nil {
+		return cfg, nil, err
+	}
+	if err := f.attachFlags.parse(&cfg); err != nil {
 		return cfg, nil, err
 	}
 	cfg.Name = f.name

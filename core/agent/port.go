@@ -37,3 +37,34 @@ func DialPort(ctx context.Context, conn net.Conn, port uint16) error {
 	}
 	return nil
 }
+
+// Ports returns the TCP ports that programs in the guest listen on, the oldest listener first. It is the guest's claim.
+func (c *Client) Ports(ctx context.Context) ([]uint16, error) {
+	s, err := c.open(ctx, wire.Request{Ports: &wire.Empty{}})
+	if err != nil {
+		return nil, err
+	}
+	r, err := s.started(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if len(r.Ports) > wire.MaxPorts {
+		return nil, fmt.Errorf("%w: %d ports", wire.ErrProtocol, len(r.Ports))
+	}
+	_, err = s.finish(ctx)
+	return r.Ports, err
+}
+
+// Reverse has the guest listen on a TCP port of its loopback address, 0 for a free one, and connect what arrives to a vsock port of the host. It
+// returns the port. The guest stops listening when stop is called; connections stay.
+func (c *Client) Reverse(ctx context.Context, port uint16, host uint32) (_ uint16, stop func(), err error) {
+	s, err := c.open(ctx, wire.Request{Reverse: &wire.Reverse{Port: port, Host: host}})
+	if err != nil {
+		return 0, nil, err
+	}
+	r, err := s.started(ctx)
+	if err != nil {
+		return 0, nil, err
+	}
+	return r.Port, func() { s.abandon(ErrClosed) }, nil
+}

@@ -228,6 +228,8 @@ func kindOf(err error) string {
 		return wire.KindNoSpace
 	case errors.Is(err, unix.ECONNREFUSED):
 		return wire.KindRefused
+	case errors.Is(err, unix.EADDRINUSE):
+		return wire.KindInUse
 	case errors.Is(err, unix.EISDIR), errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENAMETOOLONG), errors.Is(err, unix.ELOOP):
 		return wire.KindInvalid
 	}

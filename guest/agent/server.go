@@ -34,6 +34,8 @@ type Config struct {
 	Settle func(lean bool)
 	// Adopt, if set, gives the kernel a new identity: entropy and clock.
 	Adopt func(wire.Identity) error
+	// DialHost connects to a vsock port of the host, for Reverse requests.
+	DialHost func(port uint32) (net.Conn, error)
 	// PublicDir is the container's directory in which the workload finds its generation; empty for none.
 	PublicDir string
 }
@@ -405,6 +407,10 @@ func (st *stream) handle(req wire.Request) wire.Result {
 		err = s.thaw(st.c, req.Thaw)
 	case req.Attach != nil:
 		err = s.attach(req.Attach.Attachments)
+	case req.Ports != nil:
+		err = st.ports()
+	case req.Reverse != nil:
+		err = st.reverse(req.Reverse)
 	case req.Info != nil:
 		st.reply(wire.Reply{Info: s.info()})
 	case req.Ping != nil:

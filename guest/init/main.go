@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"runtime/debug"
 	"strconv"
@@ -80,6 +81,7 @@ func boot() error {
 		PowerOff:  powerOff,
 		Settle:    settle,
 		Adopt:     adopt,
+		DialHost:  func(port uint32) (net.Conn, error) { return vsock.Dial(vsock.Host, port, nil) },
 		PublicDir: publicDir,
 	})
 }

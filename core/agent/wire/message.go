@@ -19,6 +19,8 @@ type Request struct {
 	Freeze   *Freeze    `msgpack:"freeze,omitempty"`
 	Thaw     *Thaw      `msgpack:"thaw,omitempty"`
 	Attach   *Attach    `msgpack:"attach,omitempty"`
+	Ports    *Empty     `msgpack:"ports,omitempty"`   // answered by Reply.Ports
+	Reverse  *Reverse   `msgpack:"reverse,omitempty"` // lasts until it is abandoned
 }
 
 // Empty is a request without parameters.
@@ -105,6 +107,9 @@ type Reply struct {
 	Size int64  `msgpack:"size,omitempty"` // of a file
 	Mode uint32 `msgpack:"mode,omitempty"` // of a file
 	Info *Info  `msgpack:"info,omitempty"`
+	// Ports are the TCP ports that programs listen on, where the guest's loopback address reaches them: the oldest listener first.
+	Ports []uint16 `msgpack:"ports,omitempty"`
+	Port  uint16   `msgpack:"port,omitempty"` // that a Reverse listens on
 }
 
 // Info describes the guest.
@@ -136,6 +141,7 @@ const (
 	KindInvalid         = "invalid"     // the request makes no sense
 	KindPermission      = "permission"  // the guest's kernel says no
 	KindRefused         = "refused"     // nothing listens on the port
+	KindInUse           = "in_use"      // another program listens on the port
 	KindNoSpace         = "no_space"    // the guest's disk is full
 	KindUnavailable     = "unavailable" // the guest is going down
 	KindIO              = "io"          // anything else
@@ -164,6 +170,15 @@ const (
 type ProxyRequest struct {
 	Port uint16 `msgpack:"port"` // TCP, on the guest's loopback address
 }
+
+// Reverse listens on a TCP port of the guest's loopback address and connects everything that arrives to a vsock port of the host.
+type Reverse struct {
+	Port uint16 `msgpack:"port"` // 0: any that is free
+	Host uint32 `msgpack:"host"`
+}
+
+// MaxPorts is how many Ports a reply has at most.
+const MaxPorts = 1024
 
 // BootConfig is what the host tells init, as the file /config.msgpack in the initramfs.
 type BootConfig struct {

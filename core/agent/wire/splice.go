@@ -4,16 +4,23 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 )
+
+// Counts are the bytes that have gone through spliced connections.
+type Counts struct{ AToB, BToA atomic.Int64 }
 
 // Splice copies bytes both ways between two connections until both directions have ended, passing on half-closes. The caller closes
 // the connections.
-func Splice(a, b net.Conn) {
+func Splice(a, b net.Conn) { SpliceCounted(a, b, new(Counts)) }
+
+// SpliceCounted is Splice, and adds to the counts as it goes.
+func SpliceCounted(a, b net.Conn, n *Counts) {
 	var wg sync.WaitGroup
 	wg.Add(2)
-	half := func(dst, src net.Conn) {
+	half := func(dst, src net.Conn, n *atomic.Int64) {
 		defer wg.Done()
-		err := Copy(dst, src)
+		err := Copy(countingWriter{dst, n}, src)
 		if c, ok := dst.(interface{ CloseWrite() error }); ok && err == nil {
 			c.CloseWrite()
 			return
@@ -21,9 +28,20 @@ func Splice(a, b net.Conn) {
 		dst.Close()
 		src.Close()
 	}
-	go half(a, b)
-	go half(b, a)
+	go half(a, b, &n.BToA)
+	go half(b, a, &n.AToB)
 	wg.Wait()
+}
+
+type countingWriter struct {
+	io.Writer
+	n *atomic.Int64
+}
+
+func (w countingWriter) Write(p []byte) (int, error) {
+	n, err := w.Writer.Write(p)
+	w.n.Add(int64(n))
+	return n, err
 }
 
 // Copy copies until src ends, which is no error. Its buffer grows with what src yields, so that thousands of idle or slow streams cost little.

@@ -240,7 +240,7 @@ func FuzzReadFrame(f *testing.F) {
 	require.NoError(f, err)
 	f.Add(encode(f, Frame{Type: TypeOpen, Stream: 1, Body: open}, Frame{Type: TypeData, Stream: 1, Channel: 2, Body: []byte("data")}).Bytes())
 	for _, req := range []Request{
-		{Freeze: &Freeze{Lean: true}}, {Follow: &Empty{}}, {Attach: &Attach{Attachments: []Attachment{{Slot: 7, Kind: AttachVolume, Target: "/data", Fresh: true}}}}, {Exec: &Exec{Args: []string{"true"}, Main: true, Detach: true}},
+		{Freeze: &Freeze{Lean: true}}, {Follow: &Empty{}}, {Ports: &Empty{}}, {Reverse: &Reverse{Port: 80, Host: 1 << 16}}, {Attach: &Attach{Attachments: []Attachment{{Slot: 7, Kind: AttachVolume, Target: "/data", Fresh: true}}}}, {Exec: &Exec{Args: []string{"true"}, Main: true, Detach: true}},
 		{Thaw: &Thaw{Identity: &Identity{ID: "x", Entropy: make([]byte, EntropySize), Time: time.Unix(1, 2), Hostname: "h"}}},
 	} {
 		body, err := msgpack.Marshal(req)
