@@ -5,10 +5,7 @@ import (
 	"errors"
 	"time"
 
-	"github.com/supermachine/supermachine/core/hypervisor"
-	"github.com/supermachine/supermachine/core/machine"
 	"github.com/supermachine/supermachine/core/virtio/balloon"
-	"github.com/supermachine/supermachine/snapshot/memory"
 )
 
 // MemoryStats is what the guest says of its memory, in bytes.
@@ -86,21 +83,4 @@ func (vm *VM) moveBalloon(ctx context.Context, bytes int64) error {
 		}
 	}
 	return nil
-}
-
-// PrivateBytes returns how much of the VM's memory the host holds for this VM alone: what it has written since it was started from a snapshot,
-// or all it has touched since its boot. The rest is shared with the snapshot's other VMs.
-func (vm *VM) PrivateBytes() (n int64, err error) {
-	running := vm.machine.WithMemory(func(m *hypervisor.Memory) { n, err = memory.PrivateBytes(regionBytes(m)) })
-	if !running {
-		err = machine.ErrEnded
-	}
-	return n, vm.wrapEnded("measure the memory of VM", err)
-}
-
-// PageFaults returns how many accesses of the guest to its memory the host has had to resolve since the VM was started: what is not there when
-// a snapshot is restored comes that way, unless the host has mapped it ahead. Linux counts them from 5.14 on; else the error is an ErrIO.
-func (vm *VM) PageFaults() (n uint64, err error) {
-	n, err = vm.machine.PageFaults()
-	return n, vm.wrapEnded("count the page faults of VM", err)
 }

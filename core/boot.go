@@ -224,7 +224,13 @@ func (vm *VM) devices(below *layer, attach *attachments) (devices []virtio.Devic
 	vm.balloon = balloon.New(balloon.Config{})
 	devices = append(devices, vm.vsock, rng.New(), console.New(console.Config{Log: vm.console}), vm.balloon)
 	devices = append(devices, make([]virtio.Device, firstAttachSlot-len(devices))...)
-	return append(devices, attach.devices[:]...), nil
+	devices = append(devices, attach.devices[:]...)
+	for _, d := range devices {
+		if disk, ok := d.(*block.Device); ok {
+			vm.disks = append(vm.disks, disk)
+		}
+	}
+	return devices, nil
 }
 
 // newDisk takes over the backend.

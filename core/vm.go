@@ -15,6 +15,7 @@ import (
 	"github.com/supermachine/supermachine/core/machine"
 	"github.com/supermachine/supermachine/core/trace"
 	"github.com/supermachine/supermachine/core/virtio/balloon"
+	"github.com/supermachine/supermachine/core/virtio/block"
 	"github.com/supermachine/supermachine/core/virtio/console"
 	"github.com/supermachine/supermachine/core/virtio/vsock"
 	"github.com/supermachine/supermachine/snapshot/memory"
@@ -62,6 +63,7 @@ type VM struct {
 	agent   *agent.Client
 	balloon *balloon.Device
 	scratch *scratch
+	disks   []*block.Device
 	started time.Time
 
 	restoreID   string

@@ -195,6 +195,27 @@ SM_API int32_t sm_file_wait(const sm_async *async, uint64_t handle, const void *
  * done. */
 SM_API int32_t sm_file_close(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
 
+/* Opens a byte stream to a TCP port on the guest's loopback address. Handle: vm. Blocks until it is done. */
+SM_API int32_t sm_vm_connect(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
+
+/* Returns the path of a Unix socket that leads to the workload's port, for other processes of the same user. It is in a directory that
+ * nobody else may enter, and goes with the VM. Handle: vm. Blocks until it is done. */
+SM_API int32_t sm_vm_socket_path(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
+
+/* Listens on the host and connects everything that arrives to the guest's TCP port, until the handle or the VM is closed. Handle: vm.
+ * Blocks until it is done. */
+SM_API int32_t sm_vm_forward(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
+
+/* Has the guest listen on a TCP port of its loopback address and connects everything that arrives to a server of the host, until the
+ * handle or the VM is closed. Copies of the VM do not have it. Handle: vm. Blocks until it is done. */
+SM_API int32_t sm_vm_forward_to_host(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
+
+/* Says what a forward has done so far. Handle: forward. */
+SM_API int32_t sm_forward_stats(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
+
+/* Stops listening. Connections that are open stay open. Handle: forward. Blocks until it is done. */
+SM_API int32_t sm_forward_close(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
+
 /* Says which library this is. Handle: no handle (0). */
 SM_API int32_t sm_version(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
 
@@ -316,22 +337,12 @@ SM_API int32_t sm_vm_snapshot(const sm_async *async, uint64_t handle, const void
 /* Returns the last that the guest's kernel and init wrote to the console. Handle: vm. */
 SM_API int32_t sm_vm_console(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
 
-/* Opens a byte stream to a TCP port on the guest's loopback address. Handle: vm. Blocks until it is done. */
-SM_API int32_t sm_vm_connect(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
-
-/* Listens on the host and connects everything that arrives to the guest's TCP port, until the handle or the VM is closed. Handle: vm.
- * Blocks until it is done. */
-SM_API int32_t sm_vm_forward(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
-
 /* Gives up a VM. One of its own ends at once, by force; one that was acquired goes back to its pool. Calls that run on it end with an
  * error; programs that were started in it are killed, and their handles stay until they are closed. Handle: vm. Blocks until it is done. */
 SM_API int32_t sm_vm_close(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
 
 /* Like vm_close, but a VM that was acquired is thrown away: the pool starts another. Handle: vm. Blocks until it is done. */
 SM_API int32_t sm_vm_discard(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
-
-/* Stops listening. Connections that are open stay open. Handle: forward. Blocks until it is done. */
-SM_API int32_t sm_forward_close(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
 
 /* End of the calls. */
 

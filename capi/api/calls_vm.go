@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/supermachine/supermachine/core"
-	"github.com/supermachine/supermachine/core/agent/wire"
 )
 
 type vmResult struct {
@@ -21,17 +20,45 @@ func (l *Library) vmResult(v *core.VM, pooled *core.PooledVM) vmResult {
 	return vmResult{l.handles.put(KindVM, newVM(v, pooled)), v.ID(), v.Name(), v.RestoreID()}
 }
 
+// attachOptions say what of the host a VM has.
+type attachOptions struct {
+	Volumes []string `msgpack:"volumes" doc:"Disks that are kept in files of the host: FILE:/PATH[:ro][:size=8G]. A file is made on first use, of 8 GiB unless size says another, and allocated as it is written. Six volumes and mounts are possible."`
+	Mounts  []string `msgpack:"mounts" doc:"Directories of the host: DIR:/PATH[:ro][:symlinks=opaque|deny|follow]; opaque unless given."`
+}
+
+func (o attachOptions) parse() (volumes []core.Volume, mounts []core.Mount, err error) {
+	for _, s := range o.Volumes {
+		v, err := core.ParseVolume(s)
+		if err != nil {
+			return nil, nil, err
+		}
+		volumes = append(volumes, v)
+	}
+	for _, s := range o.Mounts {
+		m, err := core.ParseMount(s)
+		if err != nil {
+			return nil, nil, err
+		}
+		mounts = append(mounts, m)
+	}
+	return volumes, mounts, nil
+}
+
 type startOptions struct {
+	attachOptions
 	Name      string `msgpack:"name" doc:"The VM's name and host name, 1 to 63 of [a-zA-Z0-9-]; default: its ID."`
 	TimeoutMS int64  `msgpack:"timeout_ms" doc:"How long the guest may take until it answers; default 30000."`
 }
 
-func (o startOptions) start() core.StartOptions {
-	return core.StartOptions{Name: o.Name, Timeout: ms(o.TimeoutMS)}
+func (o startOptions) start() (so core.StartOptions, err error) {
+	so = core.StartOptions{Name: o.Name, Timeout: ms(o.TimeoutMS)}
+	so.Volumes, so.Mounts, err = o.parse()
+	return so, err
 }
 
 type bootOptions struct {
 	pullOptions
+	attachOptions
 	Name       string `msgpack:"name" doc:"The VM's name and host name, 1 to 63 of [a-zA-Z0-9-]; default: its ID."`
 	MemoryMiB  int    `msgpack:"memory_mib" doc:"RAM, 64 to 524288; default 256."`
 	VCPUs      int    `msgpack:"vcpus" doc:"1 to 8; default 1."`
@@ -65,20 +92,14 @@ type textResult struct {
 	Text string `msgpack:"text" doc:"The lines."`
 }
 
-type memoryResult struct {
-	PrivateBytes   int64 `msgpack:"private_bytes" doc:"What the host holds for this VM alone; the rest is shared with others of its snapshot."`
-	TotalBytes     int64 `msgpack:"total_bytes" doc:"Memory that the guest's kernel manages. This and the following are the guest's claims."`
-	FreeBytes      int64 `msgpack:"free_bytes" doc:"Used for nothing."`
-	AvailableBytes int64 `msgpack:"available_bytes" doc:"What programs could get without swapping."`
-	CacheBytes     int64 `msgpack:"cache_bytes" doc:"Caches, mostly of files."`
-	MajorFaults    int64 `msgpack:"major_faults" doc:"Page faults with I/O since boot."`
-	MinorFaults    int64 `msgpack:"minor_faults" doc:"Page faults without I/O since boot."`
-}
-
 func init() {
 	define("vm_start", KindImage, 0, "Starts a VM that goes on from an image's snapshot, with entropy, clock and host name of its own. It returns when the workload runs.",
 		func(ctx context.Context, e *env, i image, o *startOptions) (vmResult, error) {
-			v, err := i.Start(ctx, o.start())
+			so, err := o.start()
+			if err != nil {
+				return vmResult{}, err
+			}
+			v, err := i.Start(ctx, so)
 			if err != nil {
 				return vmResult{}, err
 			}
@@ -93,6 +114,9 @@ func init() {
 			cfg := core.Config{
 				Name: o.Name, MemoryMiB: o.MemoryMiB, VCPUs: o.VCPUs, ScratchMiB: o.ScratchMiB, BootTimeout: ms(o.TimeoutMS),
 				AssetsDir: s.assets, StateDir: s.dir,
+			}
+			if cfg.Volumes, cfg.Mounts, err = o.parse(); err != nil {
+				return vmResult{}, err
 			}
 			if err := cfg.Check(); err != nil { // before anything is pulled
 				return vmResult{}, err
@@ -122,15 +146,6 @@ func init() {
 			default:
 			}
 			return r, nil
-		})
-	define("vm_memory", KindVM, 0, "Says what memory a VM takes, and what its guest says of it.",
-		func(ctx context.Context, e *env, m *vm, _ *None) (memoryResult, error) {
-			private, err := m.PrivateBytes()
-			if err != nil {
-				return memoryResult{}, err
-			}
-			s, err := m.MemoryStats(ctx)
-			return memoryResult{private, s.Total, s.Free, s.Available, s.Caches, s.MajorFaults, s.MinorFaults}, err
 		})
 	define("vm_set_balloon", KindVM, quick, "Asks the guest to give up memory, which the host gets back. The guest complies as far as it can, without haste.",
 		func(ctx context.Context, e *env, m *vm, o *struct {
@@ -178,8 +193,6 @@ func init() {
 			}
 			return textResult{strings.ToValidUTF8(m.ConsoleTail(n), "\ufffd")}, nil
 		})
-	define("vm_connect", KindVM, 0, "Opens a byte stream to a TCP port on the guest's loopback address.", connect)
-	define("vm_forward", KindVM, 0, "Listens on the host and connects everything that arrives to the guest's TCP port, until the handle or the VM is closed.", startForward)
 	defineClose("vm_close", KindVM, "Gives up a VM. One of its own ends at once, by force; one that was acquired goes back to its pool. Calls that run on it end with an error; "+
 		"programs that were started in it are killed, and their handles stay until they are closed.")
 	define("vm_discard", KindVM, 0, "Like vm_close, but a VM that was acquired is thrown away: the pool starts another.",
@@ -188,7 +201,6 @@ func init() {
 			return None{}, m.closeHandle(ctx)
 		})
 	calls[len(calls)-1].takes = true
-	defineClose("forward_close", KindForward, "Stops listening. Connections that are open stay open.")
 }
 
 type forkOptions struct {
@@ -226,53 +238,4 @@ func fork(ctx context.Context, e *env, m *vm, o *forkOptions) (forkResult, error
 		r.Names, r.RestoreIDs = append(r.Names, one.Name), append(r.RestoreIDs, one.RestoreID)
 	}
 	return r, err
-}
-
-type connectResult struct {
-	FD int `msgpack:"fd" holds:"fd" doc:"The stream; the caller's to close."`
-}
-
-func connect(ctx context.Context, e *env, m *vm, o *struct {
-	Port uint16 `msgpack:"port" doc:"1 to 65535; default: the workload's, as the bake or the image says, or else the one on which a program has listened longest."`
-}) (connectResult, error) {
-	guest, err := m.Connect(ctx, o.Port)
-	if err != nil {
-		return connectResult{}, err
-	}
-	host, fd, err := socketPair()
-	if err != nil {
-		guest.Close()
-		return connectResult{}, err
-	}
-	go func() {
-		defer guest.Close()
-		defer host.Close()
-		wire.Splice(host, guest)
-	}()
-	return connectResult{fd}, nil
-}
-
-type forwardOptions struct {
-	Address string `msgpack:"address" doc:"Where to listen: HOST:PORT, where port 0 takes a free one, or the path of a Unix socket; default 127.0.0.1:0."`
-	Port    uint16 `msgpack:"port" doc:"The guest's, 1 to 65535; default: as vm_connect."`
-}
-
-type forwardResult struct {
-	Forward uint64 `msgpack:"forward" holds:"handle" doc:"The listener."`
-	Address string `msgpack:"address" doc:"Where it listens."`
-}
-
-func startForward(ctx context.Context, e *env, m *vm, o *forwardOptions) (forwardResult, error) {
-	network, address := "tcp", o.Address
-	switch {
-	case address == "":
-		address = "127.0.0.1:0"
-	case strings.HasPrefix(address, "/") || strings.HasPrefix(address, "."):
-		network = "unix"
-	}
-	f, err := m.Forward(network, address, o.Port)
-	if err != nil {
-		return forwardResult{}, err
-	}
-	return forwardResult{e.lib.handles.put(KindForward, forward{f}), f.Addr().String()}, nil
 }

@@ -61,6 +61,7 @@ type Machine struct {
 	mem    *hypervisor.Memory
 	vm     hypervisor.VM
 	slots  []*slot
+	cpu    []cpuTime // of each vCPU
 	serial serial
 
 	mu        sync.Mutex
@@ -95,7 +96,7 @@ var ErrEnded = errors.New("the machine has ended")
 // New creates the machine with all devices wired; no vCPU runs until Boot, or Restore and Resume. On an error everything,
 // including cfg.Memory and cfg.Devices, is released.
 func New(cfg Config) (m *Machine, err error) {
-	m = &Machine{cfg: cfg, mem: cfg.Memory, serial: serial{out: cfg.Serial}, ended: make(chan struct{}), closed: make(chan struct{})}
+	m = &Machine{cfg: cfg, mem: cfg.Memory, cpu: make([]cpuTime, max(cfg.VCPUs, 0)), serial: serial{out: cfg.Serial}, ended: make(chan struct{}), closed: make(chan struct{})}
 	m.cond = sync.NewCond(&m.mu)
 	defer func() {
 		if err != nil {

@@ -8,9 +8,11 @@ import (
 )
 
 // runVCPU is the life of one vCPU's thread.
-func (m *Machine) runVCPU(v hypervisor.VCPU) {
+func (m *Machine) runVCPU(i int) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
+	defer m.cpu[i].begin()()
+	v := m.vm.VCPU(i)
 	defer func() {
 		m.mu.Lock()
 		m.running--
@@ -167,7 +169,7 @@ func (m *Machine) Resume() error {
 	case phaseNew:
 		m.running = m.cfg.VCPUs
 		for i := range m.cfg.VCPUs {
-			go m.runVCPU(m.vm.VCPU(i))
+			go m.runVCPU(i)
 		}
 	}
 	m.phase = phaseRunning

@@ -108,20 +108,3 @@ func (m *Machine) load(st *State) error {
 	}
 	return nil
 }
-
-// PageFaults returns how many accesses of the guest to its memory the host has had to resolve. It fails with ErrEnded for a machine that has ended.
-func (m *Machine) PageFaults() (n uint64, err error) {
-	running := m.WithMemory(func(*hypervisor.Memory) {
-		for i := range m.cfg.VCPUs {
-			var one uint64
-			if one, err = m.vm.VCPU(i).PageFaults(); err != nil {
-				return
-			}
-			n += one
-		}
-	})
-	if !running {
-		err = ErrEnded
-	}
-	return n, err
-}

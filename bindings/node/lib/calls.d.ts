@@ -158,6 +158,56 @@ export interface VMCreateFileOptions {
   mode?: number;
 }
 
+/** Opens a byte stream to a TCP port on the guest's loopback address. */
+export interface VMConnectOptions {
+  /** 1 to 65535; default: the workload's, as the bake or the image says, or else the one on which a program has listened longest. */
+  port?: number;
+}
+
+export interface VMSocketPathResult {
+  /** Absolute. */
+  path: string;
+}
+
+/** Listens on the host and connects everything that arrives to the guest's TCP port, until the handle or the VM is closed. */
+export interface VMForwardOptions {
+  /** Where to listen: HOST:PORT, where port 0 takes a free one, or the path of a Unix socket; default 127.0.0.1:0. */
+  address?: string;
+  /** The guest's, 1 to 65535; default: as vm_connect. */
+  port?: number;
+}
+
+export interface VMForwardResult {
+  /** Where it listens. */
+  address: string;
+}
+
+/** Has the guest listen on a TCP port of its loopback address and connects everything that arrives to a server of the host, until the handle or the VM is closed. Copies of the VM do not have it. */
+export interface VMForwardToHostOptions {
+  /** The guest's, 1 to 65535; default: any that is free. */
+  port?: number;
+  /** Of the host's server: HOST:PORT, or the path of a Unix socket; required. */
+  address: string;
+}
+
+export interface VMForwardToHostResult {
+  /** The guest's port. */
+  port: number;
+}
+
+export interface ForwardStatsResult {
+  /** Connections that are open. */
+  open: number;
+  /** Connections that came. */
+  total: number;
+  /** Of them, those whose other end could not be reached. */
+  failed: number;
+  /** Bytes from who connects. */
+  sent: number;
+  /** Bytes to who connects. */
+  received: number;
+}
+
 export interface VersionResult {
   /** Of the library, such as v1.2.3. */
   version: string;
@@ -489,6 +539,10 @@ export interface StoreFlattenResult {
 
 /** Starts a VM that goes on from an image's snapshot, with entropy, clock and host name of its own. It returns when the workload runs. */
 export interface VMStartOptions {
+  /** Disks that are kept in files of the host: FILE:/PATH[:ro][:size=8G]. A file is made on first use, of 8 GiB unless size says another, and allocated as it is written. Six volumes and mounts are possible. */
+  volumes?: string[];
+  /** Directories of the host: DIR:/PATH[:ro][:symlinks=opaque|deny|follow]; opaque unless given. */
+  mounts?: string[];
   /** The VM's name and host name, 1 to 63 of [a-zA-Z0-9-]; default: its ID. */
   name?: string;
   /** How long the guest may take until it answers; default 30000. */
@@ -507,6 +561,10 @@ export interface VMBootOptions {
   platform?: string;
   /** Registries, HOST or HOST:PORT, that may use plain HTTP or any certificate. */
   insecure?: string[];
+  /** Disks that are kept in files of the host: FILE:/PATH[:ro][:size=8G]. A file is made on first use, of 8 GiB unless size says another, and allocated as it is written. Six volumes and mounts are possible. */
+  volumes?: string[];
+  /** Directories of the host: DIR:/PATH[:ro][:symlinks=opaque|deny|follow]; opaque unless given. */
+  mounts?: string[];
   /** The VM's name and host name, 1 to 63 of [a-zA-Z0-9-]; default: its ID. */
   name?: string;
   /** RAM, 64 to 524288; default 256. */
@@ -632,25 +690,6 @@ export interface VMConsoleOptions {
 export interface VMConsoleResult {
   /** The lines. */
   text: string;
-}
-
-/** Opens a byte stream to a TCP port on the guest's loopback address. */
-export interface VMConnectOptions {
-  /** 1 to 65535; default: the workload's. */
-  port?: number;
-}
-
-/** Listens on the host and connects everything that arrives to the guest's TCP port, until the handle or the VM is closed. */
-export interface VMForwardOptions {
-  /** Where to listen: HOST:PORT, where port 0 takes a free one, or the path of a Unix socket; default 127.0.0.1:0. */
-  address?: string;
-  /** The guest's, 1 to 65535; default: the workload's. */
-  port?: number;
-}
-
-export interface VMForwardResult {
-  /** Where it listens. */
-  address: string;
 }
 
 /** A class for each error code. */

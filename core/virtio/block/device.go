@@ -58,6 +58,7 @@ type Device struct {
 	config  [configBytes]byte
 	env     *virtio.Env
 	failed  atomic.Pointer[error]
+	stats   counters
 
 	// Storage for one request, kept so that requests allocate nothing.
 	data   Vec
@@ -100,6 +101,20 @@ func New(c Config) (*Device, error) {
 
 // Backend returns the disk. It must not be changed while the device is active and not paused.
 func (d *Device) Backend() Backend { return d.backend }
+
+// Stats are the requests that a device has served since it was made.
+type Stats struct {
+	Reads, Writes, Flushes  uint64 // requests
+	ReadBytes, WrittenBytes uint64
+}
+
+type counters struct{ reads, writes, flushes, readBytes, writtenBytes atomic.Uint64 }
+
+// Stats returns what the device has done so far. It may be called at any time.
+func (d *Device) Stats() Stats {
+	c := &d.stats
+	return Stats{c.reads.Load(), c.writes.Load(), c.flushes.Load(), c.readBytes.Load(), c.writtenBytes.Load()}
+}
 
 // Err returns the latest error of the disk itself, such as a full host file system, or nil. The guest only sees an I/O error.
 func (d *Device) Err() error {

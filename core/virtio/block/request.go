@@ -80,6 +80,8 @@ func (d *Device) do(c *virtio.Chain, in, out int64) (int64, error) {
 		if err := d.backend.ReadV(&d.data, off, in); err != nil {
 			return 0, err
 		}
+		d.stats.reads.Add(1)
+		d.stats.readBytes.Add(uint64(in))
 		return in, nil
 	case typeOut:
 		off, err := d.bounds(sector, out)
@@ -88,6 +90,7 @@ func (d *Device) do(c *virtio.Chain, in, out int64) (int64, error) {
 		}
 		return 0, d.write(c, off, out)
 	case typeFlush:
+		d.stats.flushes.Add(1)
 		return 0, d.backend.Flush()
 	case typeGetID:
 		d.data.reset(c.Writable, 0, in)
@@ -106,6 +109,8 @@ func (d *Device) write(c *virtio.Chain, off, n int64) error {
 	if err := d.backend.WriteV(&d.data, off, n); err != nil {
 		return err
 	}
+	d.stats.writes.Add(1)
+	d.stats.writtenBytes.Add(uint64(n))
 	return d.settle()
 }
 

@@ -1,0 +1,3 @@
+package machine
+
+func threadTime(int32) int64 { return 0 }
