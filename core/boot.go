@@ -61,6 +61,7 @@ func Start(ctx context.Context, img *Image, cfg Config) (*VM, error) {
 		return nil, wrap("start VM from", img.Ref, err)
 	}
 	vm.room.Settle()
+	vm.watch()
 	return vm, nil
 }
 

@@ -87,6 +87,7 @@ func (vm *VM) checkpoint(ctx context.Context, c capture) (cp *checkpoint, err er
 	if vm.isPaused() {
 		return nil, &Error{Code: ErrInvalidArgument, Op: "save VM", Object: vm.id, Err: errors.New("it is paused; resume it first")}
 	}
+	defer vm.begin()()
 	op := trace.Begin(c.category, vm.id)
 	f, err := vm.freeze(ctx, c.lean)
 	if err != nil {

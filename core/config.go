@@ -3,6 +3,7 @@ package core
 import (
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -22,6 +23,12 @@ type Config struct {
 	BootTimeout time.Duration // how long the guest may take until its agent answers; default 60 s
 	AssetsDir   string        // directory of kernel and initramfs; default: as FindAssets
 	StateDir    string        // directory for templates and scratch files; default: HomeDir
+
+	// Lifetime is after how long the VM is ended by force, from its start on; 0: never.
+	Lifetime time.Duration
+	// IdleTimeout is after how long without any use the VM is paused: no program that Exec or Run started, no file that is transferred and no connection.
+	// The next use wakes it up. 0: never.
+	IdleTimeout time.Duration
 
 	Volumes []Volume // disks of the VM's own, MaxAttachments together with Mounts
 	Mounts  []Mount  // directories of the host
@@ -68,6 +75,8 @@ func (c Config) withDefaults(id string) (Config, error) {
 		return c, err
 	}
 	switch {
+	case c.Lifetime < 0 || c.IdleTimeout < 0:
+		return c, &Error{Code: ErrInvalidArgument, Op: "check configuration", Object: "lifetime and idle timeout", Err: errors.New("they cannot be negative")}
 	case c.BootTimeout < 0:
 		return c, &Error{Code: ErrInvalidArgument, Op: "check configuration", Object: "boot timeout", Err: fmt.Errorf("%v is negative", c.BootTimeout)}
 	case !hostName.MatchString(c.Name):

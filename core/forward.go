@@ -29,7 +29,7 @@ func (vm *VM) connectPort(ctx context.Context, port uint16) (net.Conn, error) {
 			return nil, err
 		}
 	}
-	conn, err := vm.vsock.Dial(ctx, agent.ProxyPort)
+	conn, err := vm.dial(ctx, agent.ProxyPort)
 	if err != nil {
 		return nil, err
 	}
@@ -57,7 +57,7 @@ func (vm *VM) workloadPort(ctx context.Context) (uint16, error) {
 
 // DialVsock connects to a vsock port of the guest, for programs in it that speak AF_VSOCK.
 func (vm *VM) DialVsock(ctx context.Context, port uint32) (net.Conn, error) {
-	conn, err := vm.vsock.Dial(ctx, port)
+	conn, err := vm.dial(ctx, port)
 	return conn, vm.wrapEnded("connect to the guest's vsock port", err)
 }
 

@@ -21,6 +21,9 @@ type StartOptions struct {
 	StateDir string        // directory for scratch files; default: HomeDir
 	Timeout  time.Duration // how long the guest may take until its agent answers; default 30 s
 
+	Lifetime    time.Duration // as in Config
+	IdleTimeout time.Duration // as in Config
+
 	// Volumes and Mounts are attached before the workload goes on, MaxAttachments together. What was attached to the VM that was saved is gone: its
 	// places are empty unless something is given for them, and files that the workload had open there fail.
 	Volumes []Volume
@@ -39,6 +42,7 @@ func (c *checkpoint) start(ctx context.Context, o StartOptions, set *memory.Work
 		vm.Close()
 		return nil, err
 	}
+	vm.watch()
 	return vm, nil
 }
 
@@ -47,7 +51,8 @@ func (c *checkpoint) prepare(o StartOptions) (vm *VM, err error) {
 	vm = &VM{id: newID(), image: c.image, console: console.NewRing(0), forwards: map[*Forward]struct{}{}}
 	vm.op = trace.Begin(trace.Restore, vm.id)
 	cfg := c.cfg
-	cfg.Name, cfg.StateDir, cfg.BootTimeout, cfg.Volumes, cfg.Mounts = o.Name, o.StateDir, o.Timeout, o.Volumes, o.Mounts
+	cfg.Name, cfg.StateDir, cfg.BootTimeout = o.Name, o.StateDir, o.Timeout
+	cfg.Lifetime, cfg.IdleTimeout, cfg.Volumes, cfg.Mounts = o.Lifetime, o.IdleTimeout, o.Volumes, o.Mounts
 	setDefault(&cfg.BootTimeout, defaultStartTimeout)
 	if vm.cfg, err = cfg.withDefaults(vm.id); err != nil {
 		return nil, err
@@ -174,6 +179,7 @@ func (vm *VM) rewind(ctx context.Context, c *checkpoint) error {
 		return errors.New("the VM's memory or disk was shared with forks or snapshots")
 	}
 	vm.closeForwards()
+	vm.wake()
 	if err := vm.machine.Pause(); err != nil {
 		return err
 	}

@@ -17,7 +17,7 @@ func (vm *VM) ServeAgent(l net.Listener) error {
 		}
 		go func() {
 			defer client.Close()
-			guest, err := vm.vsock.Dial(context.Background(), wire.ControlPort)
+			guest, err := vm.dial(context.Background(), wire.ControlPort)
 			if err != nil {
 				return
 			}

@@ -47,7 +47,7 @@ func (vm *VM) Stats(ctx context.Context) (Stats, error) {
 		st.Disk.ReadBytes += one.ReadBytes
 		st.Disk.WrittenBytes += one.WrittenBytes
 	}
-	if vm.isPaused() {
+	if vm.isPaused() || vm.Asleep() {
 		return st, nil
 	}
 	if info, err := vm.agent.Info(ctx); err == nil {

@@ -31,11 +31,12 @@ const (
 	EndPanicked                    // the guest's kernel panicked
 	EndCrashed                     // the guest's processor state went wrong beyond repair (triple fault)
 	EndFailed                      // the host could not run the guest any further
+	EndExpired                     // its lifetime has passed
 )
 
 // String returns a short description, such as "kernel panic".
 func (r EndReason) String() string {
-	return [...]string{"stopped", "powered off", "rebooted", "kernel panic", "crashed", "host failure"}[r]
+	return [...]string{"stopped", "powered off", "rebooted", "kernel panic", "crashed", "host failure", "expired"}[r]
 }
 
 // End tells how a VM ended.
@@ -78,9 +79,13 @@ type VM struct {
 	room        *admission.Reservation // of host memory
 	closeOnce   sync.Once
 
+	idle     idler
+	lifetime *time.Timer // ends the VM; nil for none
+
 	mu       sync.Mutex
 	paused   bool // by Pause
 	stopping bool // the host asked for the end
+	expired  bool // because its lifetime has passed
 	forwards map[*Forward]struct{}
 
 	socketing    sync.Mutex // held while SocketPath makes the socket
@@ -110,6 +115,7 @@ func (vm *VM) ConsoleTail(n int) string { return string(vm.console.Tail(n)) }
 func (vm *VM) Pause() error {
 	vm.saving.Lock()
 	defer vm.saving.Unlock()
+	vm.wake() // from now on it sleeps for the caller
 	err := vm.machine.Pause()
 	vm.setPaused(err == nil)
 	return vm.wrapEnded("pause VM", err)
@@ -120,6 +126,7 @@ func (vm *VM) Resume() error {
 	vm.saving.Lock()
 	defer vm.saving.Unlock()
 	vm.setPaused(false)
+	vm.wake()
 	return vm.wrapEnded("resume VM", vm.machine.Resume())
 }
 
@@ -170,6 +177,9 @@ func (vm *VM) End() End {
 		}
 		return End{Reason: EndRebooted}
 	}
+	if vm.expired {
+		return End{Reason: EndExpired}
+	}
 	return End{Reason: EndStopped}
 }
 
@@ -207,6 +217,26 @@ func (vm *VM) Kill() {
 	vm.machine.Stop()
 }
 
+// expire ends the VM because its lifetime has passed.
+func (vm *VM) expire() {
+	vm.mu.Lock()
+	select {
+	case <-vm.Done():
+	default:
+		vm.expired = true
+	}
+	vm.mu.Unlock()
+	vm.Kill()
+}
+
+// watch begins what ends or pauses the VM by itself.
+func (vm *VM) watch() {
+	if vm.cfg.Lifetime > 0 {
+		vm.lifetime = time.AfterFunc(vm.cfg.Lifetime, vm.expire)
+	}
+	vm.watchIdle(vm.cfg.IdleTimeout)
+}
+
 // noteStop notes that the host asked for the end, unless the VM has ended by itself before.
 func (vm *VM) noteStop() {
 	vm.mu.Lock()
@@ -221,6 +251,10 @@ func (vm *VM) noteStop() {
 // Close ends the VM by force if it still runs and waits until everything is released: memory, files, listeners. Closing twice is allowed.
 func (vm *VM) Close() error {
 	vm.Kill()
+	vm.stopIdling()
+	if vm.lifetime != nil {
+		vm.lifetime.Stop()
+	}
 	vm.closeForwards()
 	if vm.agent != nil {
 		vm.agent.Close()
