@@ -42,6 +42,9 @@ const (
 	ErrClosed
 	ErrInvalidHandle
 	ErrForked
+	ErrExists
+	ErrNotEmpty
+	ErrUnsafe
 )
 
 // codes is the table that every language's constants, classes and documents are made from.
@@ -77,6 +80,9 @@ var codes = map[Code]struct{ name, description string }{
 	ErrClosed:           {"closed", "the pool or the image is closed"},
 	ErrInvalidHandle:    {"invalid_handle", "closed, of another kind, or none at all"},
 	ErrForked:           {"forked", "the process was forked after the library was loaded"},
+	ErrExists:           {"exists", "a file, directory or link exists already"},
+	ErrNotEmpty:         {"not_empty", "the directory is not empty"},
+	ErrUnsafe:           {"unsafe", "a copy from the guest would have reached out of its place, or has a device"},
 }
 
 // Codes returns all codes, in the order of the numbers.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/supermachine/supermachine/core/admission"
 	"github.com/supermachine/supermachine/core/agent"
+	"github.com/supermachine/supermachine/core/agent/tree"
 	"github.com/supermachine/supermachine/core/agent/wire"
 	"github.com/supermachine/supermachine/core/hypervisor"
 	"github.com/supermachine/supermachine/core/instances"
@@ -106,6 +107,11 @@ var codeTable = []struct {
 	{wire.ErrProtocol, ErrAgent},
 	{agent.ErrClosed, ErrAgent},
 	{wire.ErrTooLarge, ErrInvalidArgument},
+	{tree.ErrUnsafe, ErrUnsafe},
+	{tree.ErrSpecial, ErrUnsafe},
+	{tree.ErrArchive, ErrAgent},
+	{tree.ErrTooDeep, ErrLimit},
+	{tree.ErrLimit, ErrLimit},
 	{instances.ErrNotFound, ErrNotFound},
 	{instances.ErrAmbiguous, ErrInvalidArgument},
 	{instances.ErrNameTaken, ErrInvalidArgument},
@@ -132,4 +138,5 @@ var guestKinds = map[string]Code{
 	wire.KindCommandNotFound: ErrCommandNotFound, wire.KindNotExecutable: ErrNotExecutable, wire.KindNotFound: ErrNotFound,
 	wire.KindInvalid: ErrInvalidArgument, wire.KindPermission: ErrPermission, wire.KindRefused: ErrRefused, wire.KindInUse: ErrInUse,
 	wire.KindNoSpace: ErrDiskFull, wire.KindUnavailable: ErrVMEnded, wire.KindIO: ErrIO,
+	wire.KindExists: ErrExists, wire.KindNotEmpty: ErrNotEmpty, wire.KindLimit: ErrLimit,
 }

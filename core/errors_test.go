@@ -14,6 +14,7 @@ import (
 	"github.com/supermachine/supermachine/core"
 	"github.com/supermachine/supermachine/core/admission"
 	"github.com/supermachine/supermachine/core/agent"
+	"github.com/supermachine/supermachine/core/agent/tree"
 	"github.com/supermachine/supermachine/core/agent/wire"
 	"github.com/supermachine/supermachine/core/hypervisor"
 	"github.com/supermachine/supermachine/core/oci"
@@ -32,6 +33,13 @@ func TestErrorsOfEveryLayerHaveACode(t *testing.T) {
 		oci.ErrDiskFull:                                 core.ErrDiskFull,
 		agent.ErrOutputTooLarge:                         core.ErrLimit,
 		wire.ErrProtocol:                                core.ErrAgent,
+		tree.ErrUnsafe:                                  core.ErrUnsafe,
+		tree.ErrSpecial:                                 core.ErrUnsafe,
+		tree.ErrTooDeep:                                 core.ErrLimit,
+		tree.ErrArchive:                                 core.ErrAgent,
+		&agent.Error{Kind: wire.KindExists}:             core.ErrExists,
+		&agent.Error{Kind: wire.KindNotEmpty}:           core.ErrNotEmpty,
+		&agent.Error{Kind: wire.KindLimit}:              core.ErrLimit,
 		syscall.ENOSPC:                                  core.ErrDiskFull,
 		snapshot.ErrNotFound:                            core.ErrNotFound,
 		snapshot.ErrCorrupt:                             core.ErrCorrupt,
@@ -55,12 +63,12 @@ func TestErrorsOfEveryLayerHaveACode(t *testing.T) {
 
 func TestEveryCodeHasAName(t *testing.T) {
 	seen := map[string]bool{}
-	for c := core.ErrInternal; c <= core.ErrForked; c++ {
+	for c := core.ErrInternal; c <= core.ErrUnsafe; c++ {
 		require.NotEmpty(t, c.Error(), int(c))
 		require.False(t, seen[c.Error()], c.Error())
 		seen[c.Error()] = true
 	}
-	require.Empty(t, (core.ErrForked + 1).Error(), "a new code goes here")
+	require.Empty(t, (core.ErrUnsafe + 1).Error(), "a new code goes here")
 	require.Len(t, core.Codes(), len(seen))
 }
 

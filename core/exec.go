@@ -2,8 +2,6 @@ package core
 
 import (
 	"context"
-	"io"
-	"os"
 
 	"github.com/supermachine/supermachine/core/agent"
 )
@@ -60,16 +58,4 @@ func programName(req Exec) string {
 		return "nothing"
 	}
 	return req.Args[0]
-}
-
-// ReadFile opens a file of the guest for reading, from its beginning. The caller closes it.
-func (vm *VM) ReadFile(ctx context.Context, path string) (io.ReadCloser, error) {
-	r, err := vm.agent.ReadFile(ctx, path)
-	return r, vm.wrapEnded("read "+path+" in VM", err)
-}
-
-// WriteFile creates or replaces a file of the guest with what r yields. The file appears under its name only when all of it is
-// written; a failure leaves the old one.
-func (vm *VM) WriteFile(ctx context.Context, path string, r io.Reader, mode os.FileMode) error {
-	return vm.wrapEnded("write "+path+" in VM", vm.agent.WriteFile(ctx, path, r, uint32(mode.Perm())))
 }

@@ -82,7 +82,10 @@ typedef enum sm_error {
 	SM_ERR_EXHAUSTED = 28,         /* the pool has no VM to give */
 	SM_ERR_CLOSED = 29,            /* the pool or the image is closed */
 	SM_ERR_INVALID_HANDLE = 30,    /* closed, of another kind, or none at all */
-	SM_ERR_FORKED = 31             /* the process was forked after the library was loaded */
+	SM_ERR_FORKED = 31,            /* the process was forked after the library was loaded */
+	SM_ERR_EXISTS = 32,            /* a file, directory or link exists already */
+	SM_ERR_NOT_EMPTY = 33,         /* the directory is not empty */
+	SM_ERR_UNSAFE = 34             /* a copy from the guest would have reached out of its place, or has a device */
 } sm_error;
 
 /* Bytes that the library gives to the caller. */
@@ -262,6 +265,9 @@ SM_API int32_t sm_pool_stats(const sm_async *async, uint64_t handle, const void 
  * done. */
 SM_API int32_t sm_pool_close(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
 
+/* Measures what a VM uses and has used, and asks its guest. Handle: vm. Blocks until it is done. */
+SM_API int32_t sm_vm_stats(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
+
 /* Opens a store of images and snapshots. Any number of processes may use one at once. Handle 0 is the user's own store. Handle: no
  * handle (0). Blocks until it is done. */
 SM_API int32_t sm_store_open(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
@@ -305,9 +311,6 @@ SM_API int32_t sm_vm_boot(const sm_async *async, uint64_t handle, const void *op
 
 /* Describes a VM. Handle: vm. */
 SM_API int32_t sm_vm_info(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
-
-/* Says what memory a VM takes, and what its guest says of it. Handle: vm. Blocks until it is done. */
-SM_API int32_t sm_vm_memory(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
 
 /* Asks the guest to give up memory, which the host gets back. The guest complies as far as it can, without haste. Handle: vm. */
 SM_API int32_t sm_vm_set_balloon(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);

@@ -1,5 +1,5 @@
-// Package agent is the host's client of the agent in the guest: programs, files and the guest's shutdown, over one multiplexed
-// connection. The guest is hostile: whatever it sends harms at most its own connection.
+// Package agent is the host's client of the agent in the guest: programs, files (contents, names, attributes, changes, trees as archives and as
+// copies) and the guest's shutdown, over one multiplexed connection. The guest is hostile: whatever it sends harms at most its own connection.
 package agent
 
 import (

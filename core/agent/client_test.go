@@ -202,6 +202,12 @@ func TestASilentGuestHoldsUpNobody(t *testing.T) {
 		canceled(c.WriteFile(ctx, "/x", strings.NewReader("x"), 0o600))
 		_, err = c.ReadFile(ctx, "/x")
 		canceled(err)
+		_, err = c.Stat(ctx, "/x", true)
+		canceled(err)
+		_, err = c.Watch(ctx, "/x", true)
+		canceled(err)
+		canceled(c.Remove(ctx, "/x", true))
+		canceled(c.CopyOut(ctx, "/x", t.TempDir(), CopyOutOptions{}))
 	}
 	blocked := make(chan error)
 	go func() { blocked <- c.Ping(context.Background()) }()
@@ -268,6 +274,8 @@ func FuzzClient(f *testing.F) {
 		encode(f, wire.TypeResult, 6, 0, wire.Result{Error: &wire.Error{Kind: "invalid"}}))
 	add(encode(f, wire.TypeReply, 7, 0, wire.Reply{PID: 1}), encode(f, wire.TypeResult, 7, 0, wire.Result{}), encode(f, wire.TypeReply, 8, 0, wire.Reply{PID: 1}),
 		encode(f, wire.TypeData, 8, 2, []byte("data")), encode(f, wire.TypeResult, 8, 0, wire.Result{Signal: 9}))
+	add(encode(f, wire.TypeReply, 1, 0, wire.Reply{File: &wire.FileInfo{Path: "x"}}), encode(f, wire.TypeReply, 2, 0, wire.Reply{}),
+		encode(f, wire.TypeData, 2, 1, []byte{0, 0, 0, 8, 0x81, 0xa4, 'p', 'a', 't', 'h', 0xa1, 'x'}), encode(f, wire.TypeResult, 2, 0, wire.Result{}))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		host, guest := net.Pipe()
 		c, err := NewClient(host)
@@ -284,6 +292,14 @@ func FuzzClient(f *testing.F) {
 			},
 			func() { c.WriteFile(ctx, "/x", strings.NewReader("x"), 0o600) },
 			func() { c.Info(ctx) },
+			func() { c.Stat(ctx, "/x", true) },
+			func() {
+				if r, err := c.Walk(ctx, "/x"); err == nil {
+					for range r.All() {
+					}
+				}
+			},
+			func() { c.CopyOut(ctx, "/x", t.TempDir(), CopyOutOptions{MaxBytes: 1 << 20, MaxEntries: 10}) },
 			func() { c.Freeze(ctx, true) },
 			func() { c.Thaw(ctx, &Identity{ID: "x"}) },
 			func() { c.StartWorkload(ctx, ExecRequest{Args: []string{"x"}}) },

@@ -24,6 +24,7 @@ type Container struct {
 type nsThreads struct {
 	container Container
 	work      chan func()
+	files     chan struct{} // holds a token for each operation on files
 
 	mu    sync.Mutex
 	count int
@@ -31,12 +32,13 @@ type nsThreads struct {
 
 const (
 	maxThreads = 32
+	maxFileOps = 24                   // as many threads may be lost to file systems that hang; the others stay for programs
 	stalled    = 5 * time.Millisecond // how long a job waits for a busy thread before another is started
 )
 
 // newNSThreads starts the first thread.
 func newNSThreads(c Container) (*nsThreads, error) {
-	t := &nsThreads{container: c, work: make(chan func())}
+	t := &nsThreads{container: c, work: make(chan func()), files: make(chan struct{}, maxFileOps)}
 	_, err := t.start()
 	return t, err
 }
@@ -77,6 +79,30 @@ func (t *nsThreads) do(f func()) {
 		t.queue(job)
 	}
 	<-done
+}
+
+// inside runs an operation on files on one of the container's threads. A client that gives up frees its place in the queue, but not the thread once
+// the operation has one.
+func (st *stream) inside(f func() error) (err error) {
+	t := st.c.s.threads
+	select {
+	case t.files <- struct{}{}:
+	case <-st.gone:
+		return errCanceled
+	}
+	defer func() { <-t.files }()
+	t.do(func() { err = f() })
+	return err
+}
+
+// stopped returns an error once the client has given up.
+func (st *stream) stopped() error {
+	select {
+	case <-st.gone:
+		return errCanceled
+	default:
+		return nil
+	}
 }
 
 // queue hands the job to the first thread that is free. It adds threads until the job is taken: the one it adds may take another's job, which

@@ -31,7 +31,10 @@ func (st *stream) reverse(req *wire.Reverse) error {
 		})
 	}
 	st.reply(wire.Reply{Port: port})
-	<-st.gone
+	select {
+	case <-st.gone:
+	case <-st.c.s.down:
+	}
 	return errCanceled
 }
 

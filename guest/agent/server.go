@@ -1,5 +1,6 @@
-// Package agent is the server in the guest: it runs programs in the workload's namespaces, reads and writes files there, connects to
-// its ports and takes the guest down, for any number of host connections (package wire is the protocol).
+// Package agent is the server in the guest: it runs programs in the workload's namespaces, works on files there (reads and writes them, lists, walks,
+// changes and watches them, packs and unpacks trees), connects to its ports and takes the guest down, for any number of host connections (package wire
+// is the protocol).
 package agent
 
 import (
@@ -62,11 +63,14 @@ type Server struct {
 	streams  sync.WaitGroup // requests under way; none is added once stopping
 	execs    int
 	stopping bool
+	down     chan struct{} // closed when everything in the container has been killed
 }
 
 // NewServer returns a server that accepts connections at once and keeps their requests waiting until Ready.
 func NewServer() *Server {
-	return &Server{ready: make(chan struct{}), emptied: make(chan struct{}), pidns: -1, public: -1, conns: map[*conn]struct{}{}}
+	return &Server{
+		ready: make(chan struct{}), down: make(chan struct{}), emptied: make(chan struct{}), pidns: -1, public: -1, conns: map[*conn]struct{}{},
+	}
 }
 
 // Ready gives the server what it needs to handle requests. From then on the end of the container's PID 1 takes the guest down.
@@ -397,6 +401,8 @@ func (st *stream) handle(req wire.Request) wire.Result {
 		err = st.readFile(req.Read)
 	case req.Write != nil:
 		err = st.writeFile(req.Write)
+	case req.Files != nil:
+		err = st.files(req.Files)
 	case req.Shutdown != nil:
 		err = s.shutdown(req.Shutdown.Grace)
 	case req.Follow != nil:

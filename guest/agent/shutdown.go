@@ -102,6 +102,7 @@ func (s *Server) goDown(reason string) {
 	} else {
 		s.killAll()
 	}
+	close(s.down)
 	results := make(chan struct{})
 	go func() { s.streams.Wait(); close(results) }()
 	select {

@@ -435,6 +435,45 @@ export type PoolAcquireResult = ImageAcquireResult;
 
 export type PoolStatsResult = ImagePoolStatsResult;
 
+export interface VMStatsResult {
+  /** Since the guest first answered, in milliseconds. */
+  timeMs: number;
+  /** What the guest has used of the host's CPUs, in microseconds. */
+  cpuUs: number;
+  /** Accesses of the guest to its memory that the host has had to resolve; 0 where the host does not count them. */
+  pageFaults: number;
+  /** Memory that the host holds for this VM alone; the rest is shared with others of its snapshot. */
+  privateBytes: number;
+  /** Requests to read from the image, the writable layer and the volumes. */
+  diskReads: number;
+  /** Requests to write. */
+  diskWrites: number;
+  /** Requests to bring what was written to the host's disk. */
+  diskFlushes: number;
+  /** Bytes read. */
+  diskReadBytes: number;
+  /** Bytes written. */
+  diskWriteBytes: number;
+  /** CPU time of the workload and all other programs, in microseconds. This and the following are the guest's claims, and 0 while it is paused. */
+  guestCpuUs: number;
+  /** Programs running. */
+  guestExecs: number;
+  /** Since the guest's kernel started, also before the snapshot, in milliseconds. */
+  guestUptimeMs: number;
+  /** Memory that the guest's kernel manages. */
+  totalBytes: number;
+  /** Used for nothing. */
+  freeBytes: number;
+  /** What programs could get without swapping. */
+  availableBytes: number;
+  /** Caches, mostly of files. */
+  cacheBytes: number;
+  /** Page faults with I/O since boot. */
+  majorFaults: number;
+  /** Page faults without I/O since boot. */
+  minorFaults: number;
+}
+
 /** Opens a store of images and snapshots. Any number of processes may use one at once. Handle 0 is the user's own store. */
 export interface StoreOpenOptions {
   /** Directory, made if it is missing; default: the user's own. */
@@ -610,23 +649,6 @@ export interface VMInfoResult {
   balloonBytes: number;
 }
 
-export interface VMMemoryResult {
-  /** What the host holds for this VM alone; the rest is shared with others of its snapshot. */
-  privateBytes: number;
-  /** Memory that the guest's kernel manages. This and the following are the guest's claims. */
-  totalBytes: number;
-  /** Used for nothing. */
-  freeBytes: number;
-  /** What programs could get without swapping. */
-  availableBytes: number;
-  /** Caches, mostly of files. */
-  cacheBytes: number;
-  /** Page faults with I/O since boot. */
-  majorFaults: number;
-  /** Page faults without I/O since boot. */
-  minorFaults: number;
-}
-
 /** Asks the guest to give up memory, which the host gets back. The guest complies as far as it can, without haste. */
 export interface VMSetBalloonOptions {
   /** How much; 0 returns all of it. */
@@ -756,4 +778,10 @@ export namespace errors {
   class InvalidHandleError extends SupermachineError {}
   /** forked: the process was forked after the library was loaded. */
   class ForkedError extends SupermachineError {}
+  /** exists: a file, directory or link exists already. */
+  class ExistsError extends SupermachineError {}
+  /** not_empty: the directory is not empty. */
+  class NotEmptyError extends SupermachineError {}
+  /** unsafe: a copy from the guest would have reached out of its place, or has a device. */
+  class UnsafeError extends SupermachineError {}
 }

@@ -208,6 +208,24 @@ class ForkedError(SupermachineError):
     code, name = 31, "forked"
 
 
+class ExistsError(SupermachineError):
+    """A file, directory or link exists already."""
+
+    code, name = 32, "exists"
+
+
+class NotEmptyError(SupermachineError):
+    """The directory is not empty."""
+
+    code, name = 33, "not_empty"
+
+
+class UnsafeError(SupermachineError):
+    """A copy from the guest would have reached out of its place, or has a device."""
+
+    code, name = 34, "unsafe"
+
+
 ERRORS: Dict[int, Type[SupermachineError]] = {c.code: c for c in SupermachineError.__subclasses__()}
 """The class for each code."""
 

@@ -56,8 +56,8 @@ const (
 
 // Channels of a stream.
 const (
-	ChannelIn  = 0 // client → server: stdin, contents of a file to write
-	ChannelOut = 1 // server → client: stdout, terminal, contents of a file
+	ChannelIn  = 0 // client → server: stdin, contents of a file to write, an archive
+	ChannelOut = 1 // server → client: stdout, terminal, contents of a file, an archive, records
 	ChannelErr = 2 // server → client: stderr
 	channels   = 3
 )

@@ -12,6 +12,7 @@ type Request struct {
 	Exec     *Exec      `msgpack:"exec,omitempty"`
 	Read     *ReadFile  `msgpack:"read,omitempty"`
 	Write    *WriteFile `msgpack:"write,omitempty"`
+	Files    *Files     `msgpack:"files,omitempty"`
 	Ping     *Empty     `msgpack:"ping,omitempty"` // answered when the container is there
 	Info     *Empty     `msgpack:"info,omitempty"` // answered by Reply.Info
 	Shutdown *Shutdown  `msgpack:"shutdown,omitempty"`
@@ -43,15 +44,21 @@ type Exec struct {
 
 // ReadFile sends a regular file on ChannelOut. Reply.Size is its size.
 type ReadFile struct {
-	Path string `msgpack:"path"`
+	Path   string `msgpack:"path"`
+	Offset int64  `msgpack:"offset,omitempty"` // of Files.Read: where to begin; past the end there is nothing
+	Length *int64 `msgpack:"length,omitempty"` // of Files.Read: the most bytes to send; nil: to the end
 }
 
-// WriteFile creates or replaces a file, atomically, by what comes on ChannelIn until EOF.
+// WriteFile creates or replaces a file, atomically, by what comes on ChannelIn until EOF. With Append or At it is not atomic.
 type WriteFile struct {
 	Path string `msgpack:"path"`
 	Mode uint32 `msgpack:"mode"` // permission bits
 	// Owner is NAME|UID[:GROUP|GID] as in Exec.User; default: root.
 	Owner string `msgpack:"owner,omitempty"`
+	// Append, of Files.Write, adds to the end of the file; Mode and Owner are those of a new one.
+	Append bool `msgpack:"append,omitempty"`
+	// At, of Files.Write, writes over the contents of an existing file from this offset on, and extends it as needed; Mode and Owner are not used.
+	At *int64 `msgpack:"at,omitempty"`
 }
 
 // Shutdown stops the workload and then the guest. The result comes before the guest goes down.
@@ -110,6 +117,8 @@ type Reply struct {
 	// Ports are the TCP ports that programs listen on, where the guest's loopback address reaches them: the oldest listener first.
 	Ports []uint16 `msgpack:"ports,omitempty"`
 	Port  uint16   `msgpack:"port,omitempty"` // that a Reverse listens on
+	// File is the answer to a Stat.
+	File *FileInfo `msgpack:"file,omitempty"`
 }
 
 // Info describes the guest.
@@ -145,6 +154,9 @@ const (
 	KindNoSpace         = "no_space"    // the guest's disk is full
 	KindUnavailable     = "unavailable" // the guest is going down
 	KindIO              = "io"          // anything else
+	KindExists          = "exists"      // the path exists already
+	KindNotEmpty        = "not_empty"   // the directory is not empty
+	KindLimit           = "limit"       // more than the agent or the guest's kernel takes
 )
 
 // Error is a failure in the guest.

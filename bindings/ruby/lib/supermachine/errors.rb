@@ -98,6 +98,15 @@ module Supermachine
   # forked: the process was forked after the library was loaded.
   class ForkedError < Error; end
 
+  # exists: a file, directory or link exists already.
+  class ExistsError < Error; end
+
+  # not_empty: the directory is not empty.
+  class NotEmptyError < Error; end
+
+  # unsafe: a copy from the guest would have reached out of its place, or has a device.
+  class UnsafeError < Error; end
+
   # The class for each code.
   ERRORS = {
     1 => InternalError,
@@ -131,5 +140,8 @@ module Supermachine
     29 => ClosedError,
     30 => InvalidHandleError,
     31 => ForkedError,
+    32 => ExistsError,
+    33 => NotEmptyError,
+    34 => UnsafeError,
   }.freeze
 end
