@@ -3,6 +3,7 @@ package api
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -46,6 +47,15 @@ func (w whole) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// from returns what hands all that r yields to the caller.
+func (t *transfer) from(r io.ReadCloser) func() error {
+	return func() error {
+		defer r.Close()
+		_, err := io.Copy(t.conn, r)
+		return err
+	}
+}
+
 func (t *transfer) closeHandle(context.Context) error {
 	t.cancel()
 	t.conn.Close()
@@ -65,9 +75,52 @@ type pathOption struct {
 	Path string `msgpack:"path" doc:"In the guest, absolute; required."`
 }
 
+type rangeOptions struct {
+	pathOption
+	Offset int64 `msgpack:"offset" doc:"Where to begin, in bytes; default 0. Past the end there is nothing to read."`
+	Length int64 `msgpack:"length" doc:"How many bytes to read at most; default: to the end."`
+}
+
+func (o rangeOptions) options() []core.ReadOption {
+	switch {
+	case o.Offset == 0 && o.Length == 0:
+		return nil
+	case o.Length == 0:
+		return []core.ReadOption{core.Range(o.Offset, -1)}
+	}
+	return []core.ReadOption{core.Range(o.Offset, o.Length)}
+}
+
 type writeOptions struct {
 	pathOption
-	Mode uint32 `msgpack:"mode" doc:"Permission bits; default 0644."`
+	Mode    uint32 `msgpack:"mode" doc:"Permission bits; default 0644."`
+	Owner   string `msgpack:"owner" doc:"NAME|UID[:GROUP|GID] of the image's accounts; default: root."`
+	Append  bool   `msgpack:"append" doc:"Add to the end of the file, which is made if there is none. This is not atomic."`
+	InPlace bool   `msgpack:"in_place" doc:"Write over the contents of an existing file, from offset on, whose mode and owner stay. This is not atomic."`
+	Offset  int64  `msgpack:"offset" doc:"With in_place: where to begin, in bytes; default 0."`
+}
+
+func (o writeOptions) options() (mode os.FileMode, all []core.WriteOption, err error) {
+	if mode, err = o.mode(); err != nil {
+		return 0, nil, err
+	}
+	bad := func(text string) (os.FileMode, []core.WriteOption, error) {
+		return 0, nil, &core.Error{Code: core.ErrInvalidArgument, Op: "write", Object: o.Path, Err: errors.New(text)}
+	}
+	switch {
+	case o.Append && o.InPlace:
+		return bad("append and in_place exclude each other")
+	case o.Offset != 0 && !o.InPlace:
+		return bad("offset is only for in_place")
+	case o.Append:
+		all = append(all, core.Append())
+	case o.InPlace:
+		all = append(all, core.At(o.Offset))
+	}
+	if o.Owner != "" {
+		all = append(all, core.Owner(o.Owner))
+	}
+	return mode, all, nil
 }
 
 func (o writeOptions) mode() (os.FileMode, error) {
@@ -83,14 +136,14 @@ func (o writeOptions) mode() (os.FileMode, error) {
 func init() {
 	define("vm_read_file", KindVM, 0, "Reads a file of the guest.",
 		func(ctx context.Context, e *env, m *vm, o *struct {
-			pathOption
+			rangeOptions
 			MaxBytes int64 `msgpack:"max_bytes" doc:"A larger file is an error; default and most: 67108864. vm_open_file reads files of any size."`
 		}) (r dataResult, err error) {
 			limit := o.MaxBytes
 			if limit <= 0 || limit > maxFile {
 				limit = maxFile
 			}
-			f, err := m.ReadFile(ctx, o.Path)
+			f, err := m.ReadFile(ctx, o.Path, o.options()...)
 			if err != nil {
 				return r, err
 			}
@@ -106,32 +159,28 @@ func init() {
 			writeOptions
 			Data []byte `msgpack:"data" doc:"What shall be in it."`
 		}) (None, error) {
-			mode, err := o.mode()
+			mode, options, err := o.options()
 			if err != nil {
 				return None{}, err
 			}
-			return None{}, m.WriteFile(ctx, o.Path, bytes.NewReader(o.Data), mode)
+			return None{}, m.WriteFile(ctx, o.Path, bytes.NewReader(o.Data), mode, options...)
 		})
 	define("vm_open_file", KindVM, 0, "Reads a file of the guest as a stream. After its end file_wait tells whether all of the file was read.",
-		func(ctx context.Context, e *env, m *vm, o *pathOption) (transferResult, error) {
+		func(ctx context.Context, e *env, m *vm, o *rangeOptions) (transferResult, error) {
 			return startTransfer(ctx, e, m, func(life context.Context, t *transfer) (func() error, error) {
-				f, err := m.ReadFile(life, o.Path)
-				return func() error {
-					defer f.Close()
-					_, err := io.Copy(t.conn, f)
-					return err
-				}, err
+				f, err := m.ReadFile(life, o.Path, o.options()...)
+				return t.from(f), err
 			})
 		})
 	define("vm_create_file", KindVM, 0, "Creates or replaces a file of the guest with what is written to a stream. Shut the stream's writing side down or close it, then call "+
 		"file_wait: only then the file appears under its name. file_close before that leaves the old file.",
 		func(ctx context.Context, e *env, m *vm, o *writeOptions) (transferResult, error) {
-			mode, err := o.mode()
+			mode, options, err := o.options()
 			if err != nil {
 				return transferResult{}, err
 			}
 			return startTransfer(ctx, e, m, func(life context.Context, t *transfer) (func() error, error) {
-				return func() error { return m.WriteFile(life, o.Path, whole{t.conn, life, t.wanted}, mode) }, nil
+				return func() error { return m.WriteFile(life, o.Path, whole{t.conn, life, t.wanted}, mode, options...) }, nil
 			})
 		})
 	define("file_wait", KindFile, 0, "Waits for the end of a transfer and tells how it went.",

@@ -18,12 +18,14 @@ const (
 	KindExec
 	KindForward
 	KindFile
+	KindEntries
+	KindWatch
 	KindPool
 	KindQueue
 	KindCall
 )
 
-var kindNames = [...]string{"none", "store", "image", "vm", "exec", "forward", "file", "pool", "queue", "call"}
+var kindNames = [...]string{"none", "store", "image", "vm", "exec", "forward", "file", "entries", "watch", "pool", "queue", "call"}
 
 // String returns the kind's name, such as "vm".
 func (k Kind) String() string {
