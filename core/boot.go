@@ -114,7 +114,7 @@ func (vm *VM) boot(ctx context.Context) error {
 	if err := vm.connect(ctx); err != nil || len(attach.list) == 0 {
 		return err
 	}
-	return vm.agent.Attach(ctx, attach.list)
+	return vm.agent.Mount(ctx, attach.list)
 }
 
 // connect waits for the guest's agent.

@@ -30,7 +30,7 @@ type Config struct {
 	// The next use wakes it up. 0: never.
 	IdleTimeout time.Duration
 
-	Volumes []Volume // disks of the VM's own, MaxAttachments together with Mounts
+	Volumes []Volume // disks of the VM's own, MaxMounts together with Mounts
 	Mounts  []Mount  // directories of the host
 }
 

@@ -104,6 +104,7 @@ var codeTable = []struct {
 	{oci.ErrDiskFull, ErrDiskFull},
 	{oci.ErrStore, ErrIO},
 	{agent.ErrOutputTooLarge, ErrLimit},
+	{agent.ErrDetached, ErrCanceled},
 	{wire.ErrProtocol, ErrAgent},
 	{agent.ErrClosed, ErrAgent},
 	{wire.ErrTooLarge, ErrInvalidArgument},

@@ -32,6 +32,8 @@ func TestErrorsOfEveryLayerHaveACode(t *testing.T) {
 		oci.ErrPlatform:                                 core.ErrPlatform,
 		oci.ErrDiskFull:                                 core.ErrDiskFull,
 		agent.ErrOutputTooLarge:                         core.ErrLimit,
+		agent.ErrDetached:                               core.ErrCanceled,
+		&agent.Error{Kind: wire.KindLimit}:              core.ErrLimit,
 		wire.ErrProtocol:                                core.ErrAgent,
 		tree.ErrUnsafe:                                  core.ErrUnsafe,
 		tree.ErrSpecial:                                 core.ErrUnsafe,

@@ -15,14 +15,21 @@ type ExitStatus = agent.ExitStatus
 // Output is what a program wrote, and how it ended.
 type Output = agent.Output
 
+// Rlimit is a resource limit of one program: its name as in setrlimit(2), without RLIMIT_ and in small letters, and its values.
+type Rlimit = agent.Rlimit
+
+// Unlimited is the value of an Rlimit that does not limit.
+const Unlimited = agent.Unlimited
+
 // Process is a program running in a VM.
 type Process struct {
 	*agent.Process
 	vm *VM
 }
 
-// Exec starts a program in the VM and returns once it runs. When ctx is done the program's whole process group is killed. Errors:
-// ErrCommandNotFound, ErrNotExecutable, ErrNotFound (working directory or user), ErrVMEnded.
+// Exec starts a program in the VM and returns once it runs. When ctx is done the program's whole process group is killed, unless it is detached.
+// Errors: ErrCommandNotFound, ErrNotExecutable, ErrNotFound (working directory or user), ErrInvalidArgument (a limit that makes no sense),
+// ErrLimit (too many detached programs), ErrVMEnded.
 func (vm *VM) Exec(ctx context.Context, req Exec) (*Process, error) {
 	p, err := vm.agent.Exec(ctx, req)
 	if err != nil {
@@ -46,7 +53,9 @@ func (p *Process) Wait() (ExitStatus, error) {
 	return st, p.vm.wrapEnded("wait for a program in VM", err)
 }
 
-// Run runs a program to its end and collects its output, up to 64 MiB of each stream. Stdout and Stderr of req must be nil.
+// Run runs a program to its end and collects its output: the beginning of each stream, up to req.MaxOutput bytes, and Output says what is missing. If
+// MaxOutput is 0, more than 64 MiB are the error ErrLimit and the program's end: who does not say how much to expect gets all or nothing, and a program
+// that floods its output is stopped. Stdout and Stderr of req must be nil.
 func (vm *VM) Run(ctx context.Context, req Exec) (Output, error) {
 	out, err := vm.agent.Run(ctx, req)
 	vm.noteAnswer()

@@ -24,7 +24,7 @@ type StartOptions struct {
 	Lifetime    time.Duration // as in Config
 	IdleTimeout time.Duration // as in Config
 
-	// Volumes and Mounts are attached before the workload goes on, MaxAttachments together. What was attached to the VM that was saved is gone: its
+	// Volumes and Mounts are attached before the workload goes on, MaxMounts together. What was attached to the VM that was saved is gone: its
 	// places are empty unless something is given for them, and files that the workload had open there fail.
 	Volumes []Volume
 	Mounts  []Mount

@@ -68,7 +68,7 @@ type VM struct {
 	started time.Time
 
 	restoreID   string
-	attached    []agent.Attachment // what the guest is told of when it is restored
+	attached    []agent.FileSystem // what the guest is told of when it is restored
 	memory      *memory.Image      // that the machine's memory was mapped from; nil for a VM that was booted
 	origin      *Snapshot          // that it goes back to; nil for none
 	meta        SnapshotMeta       // what a snapshot of it says, as far as it is known: the workload

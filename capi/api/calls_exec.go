@@ -3,14 +3,10 @@ package api
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"strings"
-	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/supermachine/supermachine/core"
 )
@@ -127,15 +123,11 @@ func init() {
 		func(ctx context.Context, e *env, p *process, o *struct {
 			Signal string `msgpack:"signal" doc:"Its name, such as TERM or SIGTERM; required."`
 		}) (None, error) {
-			name := strings.ToUpper(o.Signal)
-			if !strings.HasPrefix(name, "SIG") {
-				name = "SIG" + name
+			sig, err := core.ParseSignal(o.Signal)
+			if err != nil {
+				return None{}, err
 			}
-			sig := unix.SignalNum(name)
-			if sig == 0 {
-				return None{}, &core.Error{Code: core.ErrInvalidArgument, Op: "send a signal", Err: fmt.Errorf("there is no signal %q", o.Signal)}
-			}
-			return None{}, p.Signal(syscall.Signal(sig))
+			return None{}, p.Signal(sig)
 		})
 	define("exec_resize", KindExec, quick, "Changes the size of the program's terminal. Without a terminal it does nothing.",
 		func(ctx context.Context, e *env, p *process, o *struct {

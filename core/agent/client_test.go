@@ -98,7 +98,7 @@ func TestAnExecIsOneRoundTrip(t *testing.T) {
 	out := <-done
 	require.Positive(t, out.Duration)
 	out.Duration = 0
-	require.Equal(t, Output{[]byte("out"), []byte("err"), ExitStatus{
+	require.Equal(t, Output{Stdout: []byte("out"), Stderr: []byte("err"), StdoutBytes: 3, StderrBytes: 3, ExitStatus: ExitStatus{
 		Code: 137, Signal: syscall.SIGKILL, TimedOut: true, Truncated: true, User: 1, System: 2, MaxRSS: 3,
 	}}, out)
 }
@@ -276,6 +276,10 @@ func FuzzClient(f *testing.F) {
 		encode(f, wire.TypeData, 8, 2, []byte("data")), encode(f, wire.TypeResult, 8, 0, wire.Result{Signal: 9}))
 	add(encode(f, wire.TypeReply, 1, 0, wire.Reply{File: &wire.FileInfo{Path: "x"}}), encode(f, wire.TypeReply, 2, 0, wire.Reply{}),
 		encode(f, wire.TypeData, 2, 1, []byte{0, 0, 0, 8, 0x81, 0xa4, 'p', 'a', 't', 'h', 0xa1, 'x'}), encode(f, wire.TypeResult, 2, 0, wire.Result{}))
+	add(encode(f, wire.TypeReply, 9, 0, wire.Reply{PID: 1, ID: 2}), encode(f, wire.TypeData, 9, 1, []byte("x")), encode(f, wire.TypeResult, 9, 0, wire.Result{Lost: 1}),
+		encode(f, wire.TypeData, 10, 1, encodeProgram(f, &wire.Program{ID: 1, Args: []string{"x"}})), encode(f, wire.TypeEOF, 10, 1, []byte{}),
+		encode(f, wire.TypeResult, 10, 0, wire.Result{Truncated: true}), encode(f, wire.TypeReply, 11, 0, wire.Reply{ID: 3}),
+		encode(f, wire.TypeResult, 11, 0, wire.Result{Detached: true}))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		host, guest := net.Pipe()
 		c, err := NewClient(host)
@@ -305,6 +309,18 @@ func FuzzClient(f *testing.F) {
 			func() { c.StartWorkload(ctx, ExecRequest{Args: []string{"x"}}) },
 			func() {
 				if p, err := c.Follow(ctx, io.Discard, nil); err == nil {
+					p.Wait()
+				}
+			},
+			func() {
+				if p, err := c.Attach(ctx, 2, AttachRequest{Stdin: strings.NewReader("in")}); err == nil {
+					p.Wait()
+				}
+			},
+			func() { c.Programs(ctx) },
+			func() {
+				if p, err := c.Exec(ctx, ExecRequest{Args: []string{"x"}, Limits: []Rlimit{{Name: "cpu"}}}); err == nil {
+					p.Detach(ctx)
 					p.Wait()
 				}
 			},

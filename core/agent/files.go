@@ -147,7 +147,7 @@ func linuxMode(mode fs.FileMode) uint32 {
 func toFileInfo(w *wire.FileInfo) (FileInfo, error) {
 	info := FileInfo{
 		Name: w.Path[strings.LastIndexByte(w.Path, '/')+1:], Path: w.Path, Size: w.Size, Mode: fileMode(w.Mode), UID: w.UID, GID: w.GID,
-		ModTime: w.ModTime, Target: w.Target, Dev: w.Dev, Ino: w.Ino, Links: w.Links,
+		ModTime: time.Unix(0, w.ModTime), Target: w.Target, Dev: w.Dev, Ino: w.Ino, Links: w.Links,
 	}
 	if w.Size < 0 || w.Path == "" {
 		return info, fmt.Errorf("%w: a file of %d bytes with a name of %d", wire.ErrProtocol, w.Size, len(w.Path))

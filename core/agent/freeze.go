@@ -22,16 +22,16 @@ func (c *Client) Freeze(ctx context.Context, lean bool) error {
 
 // Thaw lets the workload run again; in a copy of the frozen guest with an identity of its own, and with what is attached to it, which both take
 // effect before.
-func (c *Client) Thaw(ctx context.Context, id *Identity, attach ...Attachment) error {
-	return c.call(ctx, wire.Request{Thaw: &wire.Thaw{Identity: id, Attach: attach}})
+func (c *Client) Thaw(ctx context.Context, id *Identity, mount ...FileSystem) error {
+	return c.call(ctx, wire.Request{Thaw: &wire.Thaw{Identity: id, Mount: mount}})
 }
 
-// Attachment is a file system that the host gives to the guest.
-type Attachment = wire.Attachment
+// FileSystem is what the host gives to the guest.
+type FileSystem = wire.FileSystem
 
-// Attach mounts file systems whose devices are on the guest's board.
-func (c *Client) Attach(ctx context.Context, attach []Attachment) error {
-	return c.call(ctx, wire.Request{Attach: &wire.Attach{Attachments: attach}})
+// Mount mounts file systems whose devices are on the guest's board.
+func (c *Client) Mount(ctx context.Context, list []FileSystem) error {
+	return c.call(ctx, wire.Request{Mount: &wire.Mount{FileSystems: list}})
 }
 
 // frozenStreams is how many streams a connection has had when it is continued: the one of Freeze.
@@ -49,7 +49,7 @@ func Resume(conn net.Conn) *Client {
 // for Follow. The request's streams must be unset. It returns once the program runs.
 func (c *Client) StartWorkload(ctx context.Context, req ExecRequest) error {
 	s, err := c.open(ctx, wire.Request{Exec: &wire.Exec{
-		Args: req.Args, Env: req.Env, Dir: req.Dir, User: req.User, Timeout: req.Timeout, Main: true, Detach: true,
+		Args: req.Args, Env: req.Env, Dir: req.Dir, User: req.User, Timeout: req.Timeout, Limits: req.Limits, Main: true, Detach: true,
 	}})
 	if err != nil {
 		return err
@@ -62,5 +62,5 @@ func (c *Client) StartWorkload(ctx context.Context, req ExecRequest) error {
 // its output (256 KiB) comes first, then what it writes. The Process ends with the workload; signals go to it; when ctx is done only the
 // following ends. An *Error says that there is no workload.
 func (c *Client) Follow(ctx context.Context, stdout, stderr io.Writer) (*Process, error) {
-	return c.start(ctx, wire.Request{Follow: &wire.Empty{}}, ExecRequest{Stdout: stdout, Stderr: stderr})
+	return c.join(ctx, wire.Request{Follow: &wire.Empty{}}, AttachRequest{Stdout: stdout, Stderr: stderr})
 }

@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -28,6 +27,21 @@ type ExecRequest struct {
 	Stdout io.Writer // nil: discarded. A slow Writer slows the process down
 	Stderr io.Writer // nil: discarded
 
+	// Limits are resource limits that hold from the program's first instruction on, for it and what it starts; others are as the guest has them. For
+	// others than root a file with set-user-ID or capabilities is refused: limits set for a shell that executes it hold as well.
+	Limits []Rlimit
+
+	// Detach lets the program run on by itself, whatever becomes of this connection: its Process is done with at once, but for ID and PID. The guest
+	// keeps the end of its output, at most 256 KiB (less with more than 16 of them), and how it ended, for Client.Attach, until somebody has got
+	// that or 64 others have ended later. Stdin, Stdout and Stderr must be nil, Pipes false.
+	Detach bool
+	// OpenStdin, with Detach, leaves the program's stdin open for attachments to write to, until one of them ends it. Else it is empty.
+	OpenStdin bool
+
+	// MaxOutput, for Run alone, is how many bytes are collected of each of stdout and stderr; the program runs on and the rest is dropped. 0 is
+	// the constant MaxOutput, and more than that ends the program and Run with ErrOutputTooLarge.
+	MaxOutput int64
+
 	Pipes bool // Process.Stdin, Stdout and Stderr are used instead of the three above, which must be nil
 }
 
@@ -41,6 +55,7 @@ type ExitStatus struct {
 	User      time.Duration  // CPU time in user mode
 	System    time.Duration  // CPU time in the guest's kernel
 	MaxRSS    int64          // most memory resident at once, in bytes
+	Lost      int64          // of an attachment: bytes of output that the guest had dropped before they could be sent
 }
 
 // Process is a running program in the guest.
@@ -53,6 +68,8 @@ type Process struct {
 
 	s      *stream
 	pid    int
+	id     uint64
+	joined bool // it is an attachment
 	start  time.Time
 	stop   func() bool
 	copies sync.WaitGroup
@@ -62,13 +79,33 @@ type Process struct {
 }
 
 // Exec starts a program. It returns once the program runs, or an *Error if the guest cannot run it. When ctx is done the whole
-// process group is killed, and Wait returns ctx's error without waiting for that.
+// process group is killed, unless it is detached, and Wait returns ctx's error without waiting for that.
 func (c *Client) Exec(ctx context.Context, req ExecRequest) (*Process, error) {
-	return c.start(ctx, wire.Request{Exec: &wire.Exec{
+	if req.Detach && (req.Stdin != nil || req.Stdout != nil || req.Stderr != nil || req.Pipes) {
+		return nil, &Error{Kind: wire.KindInvalid, Message: "a detached program has no streams here"}
+	}
+	p, err := c.start(ctx, wire.Request{Exec: &wire.Exec{
 		Args: req.Args, Env: req.Env, Dir: req.Dir, User: req.User, TTY: req.TTY, Rows: req.Rows, Cols: req.Cols,
-		Timeout: req.Timeout, Main: req.Main, Stdin: req.Stdin != nil || req.Pipes,
+		Timeout: req.Timeout, Main: req.Main, Stdin: req.Stdin != nil || req.Pipes || req.Detach && req.OpenStdin,
+		Detach: req.Detach, Limits: req.Limits,
 	}}, req)
+	if err != nil {
+		return nil, err
+	}
+	if p.id == 0 && len(req.Limits) > 0 {
+		p.s.abandon(errOldAgent)
+		p.stop()
+		return nil, errOldAgent
+	}
+	if req.Detach {
+		_, err = p.s.finish(ctx)
+		p.stop()
+	}
+	return p, err
 }
+
+// errOldAgent keeps a program from running without the limits that it was to have, in a guest of an old snapshot.
+var errOldAgent = &Error{Kind: wire.KindInvalid, Message: "the guest's agent is too old to limit a program's resources"}
 
 // start makes a request that has the streams of a program.
 func (c *Client) start(ctx context.Context, wr wire.Request, req ExecRequest) (*Process, error) {
@@ -82,7 +119,7 @@ func (c *Client) start(ctx context.Context, wr wire.Request, req ExecRequest) (*
 	if err != nil {
 		return nil, err
 	}
-	p.pid = reply.PID
+	p.pid, p.id = reply.PID, reply.ID
 	p.stop = context.AfterFunc(ctx, func() { s.abandon(ctx.Err()) })
 	if req.Pipes {
 		p.Stdin, p.Stdout, p.Stderr = stdinPipe{s.in}, outputPipe{s.out}, outputPipe{s.err}
@@ -155,7 +192,7 @@ func (o outputPipe) Close() error {
 func (p *Process) PID() int { return p.pid }
 
 // Wait blocks until the process has ended and all its output is written to Stdout and Stderr. The error is about running it, about the
-// connection, ctx, or ExecRequest's streams; a process that fails on its own account is told by the ExitStatus alone.
+// connection, ctx, or ExecRequest's streams, or ErrDetached; a process that fails on its own account is told by the ExitStatus alone.
 func (p *Process) Wait() (ExitStatus, error) {
 	<-p.s.ended
 	p.copies.Wait()
@@ -166,9 +203,12 @@ func (p *Process) Wait() (ExitStatus, error) {
 	if err != nil {
 		return ExitStatus{}, err
 	}
+	if r.Detached {
+		return ExitStatus{}, ErrDetached
+	}
 	st := ExitStatus{
 		Code: r.Code, Signal: syscall.Signal(r.Signal), TimedOut: r.TimedOut, Truncated: r.Truncated,
-		Duration: p.s.when.Sub(p.start), User: r.User, System: r.System, MaxRSS: r.MaxRSS,
+		Duration: p.s.when.Sub(p.start), User: r.User, System: r.System, MaxRSS: r.MaxRSS, Lost: max(r.Lost, 0),
 	}
 	if r.Signal != 0 {
 		st.Code = 128 + r.Signal
@@ -177,7 +217,7 @@ func (p *Process) Wait() (ExitStatus, error) {
 }
 
 // Signal sends a signal to the process's group. After the process has ended it does nothing; after the end of the connection it returns
-// an error that matches ErrClosed.
+// an error that matches ErrClosed, and ErrDetached once it is detached.
 func (p *Process) Signal(sig syscall.Signal) error {
 	return p.send(wire.TypeSignal, wire.Signal{Number: int(sig)})
 }
@@ -208,49 +248,8 @@ func (p *Process) lost() error {
 	if errors.Is(p.s.failure, ErrClosed) {
 		return p.s.failure
 	}
+	if p.s.result.Detached {
+		return ErrDetached
+	}
 	return nil
-}
-
-// Output is what a program wrote and how it ended.
-type Output struct {
-	Stdout, Stderr []byte
-	ExitStatus
-}
-
-// MaxOutput is the most bytes that Run collects of each of stdout and stderr.
-const MaxOutput = 64 << 20
-
-// ErrOutputTooLarge means that a program run by Run wrote more than MaxOutput; it was killed.
-var ErrOutputTooLarge = errors.New("the program wrote more output than can be collected")
-
-// Run runs a program to its end and collects its output. Stdout and Stderr of req must be nil and Pipes false. With an error comes
-// the output up to then.
-func (c *Client) Run(ctx context.Context, req ExecRequest) (Output, error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	var out, errOut bytes.Buffer
-	req.Stdout, req.Stderr = &limited{w: &out, full: cancel}, &limited{w: &errOut, full: cancel}
-	p, err := c.Exec(ctx, req)
-	if err != nil {
-		return Output{}, err
-	}
-	st, err := p.Wait()
-	if cause := context.Cause(ctx); err != nil && cause != nil {
-		err = cause
-	}
-	return Output{out.Bytes(), errOut.Bytes(), st}, err
-}
-
-// limited writes up to MaxOutput bytes and then cancels the run.
-type limited struct {
-	w    *bytes.Buffer
-	full context.CancelCauseFunc
-}
-
-func (l *limited) Write(p []byte) (int, error) {
-	if l.w.Len()+len(p) > MaxOutput {
-		l.full(ErrOutputTooLarge)
-		return 0, ErrOutputTooLarge
-	}
-	return l.w.Write(p)
 }

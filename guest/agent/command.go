@@ -12,11 +12,12 @@ import (
 
 // command is an exec with everything resolved.
 type command struct {
-	path string
-	args []string
-	env  []string
-	dir  string
-	cred *syscall.Credential
+	path   string
+	args   []string
+	env    []string
+	dir    string
+	cred   *syscall.Credential
+	limits limits
 }
 
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -39,11 +40,15 @@ func (s *Server) prepare(req *wire.Exec) (*command, error) {
 			return nil, &wire.Error{Kind: wire.KindInvalid, Message: fmt.Sprintf("%q is not NAME=value", kv)}
 		}
 	}
+	limits, err := parseLimits(req.Limits)
+	if err != nil {
+		return nil, err
+	}
 	u, err := lookupUser(firstOf(req.User, d.User, "0"))
 	if err != nil {
 		return nil, err
 	}
-	cmd := &command{args: req.Args, dir: firstOf(req.Dir, d.Dir, "/")}
+	cmd := &command{args: req.Args, dir: firstOf(req.Dir, d.Dir, "/"), limits: limits}
 	cmd.cred = &syscall.Credential{Uid: u.uid, Gid: u.gid, Groups: u.groups}
 	cmd.env = mergeEnv([]string{"PATH=" + defaultPath, "HOME=" + u.home}, d.Env, req.Env)
 	if req.TTY {
@@ -56,6 +61,10 @@ func (s *Server) prepare(req *wire.Exec) (*command, error) {
 		return nil, &wire.Error{Kind: wire.KindNotFound, Message: fmt.Sprintf("working directory %s: %v", cmd.dir, err)}
 	}
 	cmd.path, err = lookPath(req.Args[0], cmd.dir, envValue(cmd.env, "PATH"))
+	if err == nil && len(cmd.limits) > 0 && u.uid != 0 && gainsPrivileges(cmd.path) {
+		const why = ": a program with set-user-ID or capabilities gets limits only by way of another, such as a shell that executes it"
+		return nil, &wire.Error{Kind: wire.KindInvalid, Message: cmd.path + why}
+	}
 	return cmd, err
 }
 

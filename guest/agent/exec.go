@@ -18,6 +18,8 @@ import (
 type process struct {
 	*child
 	*stdio
+	about    wire.Program  // what does not change once it runs
+	stream   *stream       // that runs it, nil for one that was started detached, and once it has ended; guarded by programs.mu
 	finished chan struct{} // closed when its result is queued for the client
 	timer    *time.Timer   // kills it, nil without a timeout
 	timedOut atomic.Bool
@@ -31,13 +33,7 @@ func (p *process) limit(timeout time.Duration) {
 }
 
 func (st *stream) signal(number int) {
-	st.mu.Lock()
-	p := st.proc
-	if p == nil {
-		p = st.followed
-	}
-	st.mu.Unlock()
-	if p != nil && number > 0 && number <= 64 {
+	if p := st.running(); p != nil && number > 0 && number <= wire.MaxSignal {
 		p.signal(syscall.Signal(number))
 	}
 }
@@ -48,21 +44,26 @@ func (st *stream) resize(rows, cols uint16) {
 	}
 }
 
+// running returns the program that the stream runs or is attached to, nil if there is none.
 func (st *stream) running() *process {
 	st.mu.Lock()
 	defer st.mu.Unlock()
+	if st.proc == nil {
+		return st.followed
+	}
 	return st.proc
 }
 
 // exec runs a program to its end, or a detached one until it runs.
 func (st *stream) exec(req *wire.Exec) (wire.Result, error) {
 	s := st.c.s
-	p := &process{finished: st.finished}
+	p := &process{finished: st.finished, stream: st}
 	if req.Detach {
-		p.finished = make(chan struct{})
-	}
-	if req.Detach && (!req.Main || req.Stdin) {
-		return wire.Result{}, &wire.Error{Kind: wire.KindInvalid, Message: "only the workload can be detached, and from an empty stdin"}
+		p.finished, p.stream = make(chan struct{}), nil
+		if !s.programs.claim() {
+			return wire.Result{}, errTooManyDetached
+		}
+		defer s.programs.unclaim()
 	}
 	if req.Main && !s.claimMain() {
 		return wire.Result{}, &wire.Error{Kind: wire.KindInvalid, Message: "the workload runs already"}
@@ -77,47 +78,54 @@ func (st *stream) exec(req *wire.Exec) (wire.Result, error) {
 	if req.Main {
 		s.setMain(p)
 	}
-	pid := pidIn(s.pidns, p.pid) // while it is sure to be there
+	p.about.PID = pidIn(s.pidns, p.pid) // while it is sure to be there
+	s.programs.add(p)
 	st.mu.Lock()
 	if !req.Detach {
 		st.proc = p
 	}
-	kill := st.abandoned && !st.detached
+	kill, keep := st.abandoned && !st.detached, st.detached
 	st.mu.Unlock()
 	if kill {
-		p.kill()
+		p.kill() // of one that is to be detached nobody would know
 	}
 	if req.Detach {
-		s.detach(p, pid)
-		st.reply(wire.Reply{PID: pid})
-		return wire.Result{}, nil
+		s.detach(p)
+		st.reply(p.reply())
+		return wire.Result{Detached: true}, nil
 	}
-	if req.Main {
-		defer s.releaseMain()
+	if keep {
+		s.programs.keep(p)
 	}
-	st.reply(wire.Reply{PID: pid})
+	st.reply(p.reply())
 	if p.stdin != nil {
 		go p.feed(st.in)
 	}
-	return p.run(st.writer, st.in.Discard), nil
+	result := p.run(st.writer, st.in.Discard)
+	s.ended(p, result)
+	return result, nil
 }
 
-// writer returns where an output goes: to the client, or nowhere once the stream is detached.
-func (st *stream) writer(channel uint8) io.Writer { return streamWriter{st, st.outbox(channel)} }
+// reply is the answer to an exec that runs.
+func (p *process) reply() wire.Reply { return wire.Reply{PID: p.about.PID, ID: p.about.ID} }
+
+// writer returns where an output goes: to the client, or into a record once the stream is detached.
+func (st *stream) writer(channel uint8) io.Writer { return streamWriter{st, channel} }
 
 type streamWriter struct {
-	st *stream
-	to *wire.Outbox
+	st      *stream
+	channel uint8
 }
 
-func (w streamWriter) Write(p []byte) (int, error) {
-	n, err := w.to.Write(p)
+func (w streamWriter) Write(b []byte) (int, error) {
+	n, err := w.st.send(w.channel, b)
 	if err == nil {
 		return n, nil
 	}
 	<-w.st.gone // in a copy of the guest the connection fails before the thaw decides what becomes of the program
 	if w.st.isDetached() {
-		return len(p), nil
+		w.st.c.s.programs.keep(w.st.running()).writer(w.channel).Write(b[n:])
+		return len(b), nil
 	}
 	return n, err
 }
@@ -172,6 +180,8 @@ func (s *Server) tryStart(p *process, req *wire.Exec) (frozen bool, err error) {
 		if cmd, err = s.prepare(req); err != nil {
 			return
 		}
+		p.about = wire.Program{UID: cmd.cred.Uid, Main: req.Main, TTY: req.TTY, Started: time.Now().UnixNano()}
+		p.about.Args, p.about.ArgsCut = listedArgs(req.Args)
 		if p.stdio, err = newStdio(req, cmd.cred); err != nil {
 			return
 		}
@@ -197,7 +207,15 @@ func (s *Server) fork(cmd *command, std *stdio) (*child, error) {
 			UseCgroupFD: s.cfg.Cgroup >= 0, CgroupFD: s.cfg.Cgroup,
 		},
 	}
-	pid, err := syscall.ForkExec(cmd.path, cmd.args, attr)
+	fork := syscall.ForkExec
+	if len(cmd.limits) > 0 {
+		fork = cmd.limits.forkExec
+	}
+	pid, err := fork(cmd.path, cmd.args, attr)
+	var own *wire.Error
+	if errors.As(err, &own) {
+		return nil, own
+	}
 	if err != nil {
 		return nil, &wire.Error{Kind: s.execKind(err), Message: fmt.Sprintf("%s: %v", cmd.args[0], err)}
 	}

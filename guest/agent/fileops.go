@@ -7,7 +7,6 @@ import (
 	"os"
 	"path"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -157,7 +156,7 @@ func (st *stream) stat(req *wire.Stat) error {
 // fileInfo describes the file name in dir.
 func fileInfo(dir int, name, p string, s *unix.Stat_t) (wire.FileInfo, error) {
 	info := wire.FileInfo{
-		Path: p, Size: s.Size, Mode: s.Mode, UID: s.Uid, GID: s.Gid, ModTime: time.Unix(s.Mtim.Unix()),
+		Path: p, Size: s.Size, Mode: s.Mode, UID: s.Uid, GID: s.Gid, ModTime: s.Mtim.Nano(),
 		Dev: s.Dev, Ino: s.Ino, Links: uint64(s.Nlink),
 	}
 	if s.Mode&unix.S_IFMT != unix.S_IFLNK {

@@ -72,8 +72,8 @@ func (s *Server) thaw(c *conn, req *wire.Thaw) error {
 			return err
 		}
 		s.detachOthers(c)
-		s.revokeAttached()
-		if err := s.attach(req.Attach); err != nil {
+		s.revokeMounts()
+		if err := s.mount(req.Mount); err != nil {
 			return err
 		}
 	}

@@ -110,7 +110,7 @@ func testRoot(t testing.TB, programs bool) string {
 	b, err := os.ReadFile(busybox)
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(filepath.Join(root, "bin/busybox"), b, 0o755))
-	for _, name := range strings.Fields(`sh cat echo true false id env pwd sleep kill ps stty yes head tr ls mkfifo readlink reboot poweroff
+	for _, name := range strings.Fields(`sh cat echo true false id env pwd sleep kill ps stty yes head tr ls grep mkfifo readlink reboot poweroff
 		trap touch wc setsid dd tty mkdir ln rm chmod stat sha256sum mount`) {
 		require.NoError(t, os.Symlink("busybox", filepath.Join(root, "bin", name)))
 	}

@@ -19,8 +19,8 @@ type Container struct {
 	Cgroup int
 }
 
-// nsThreads are OS threads in the container's namespaces. What they fork and open belongs to the container. One does, as long as nothing
-// blocks it; but the workload can make file systems that never answer, so others take over.
+// nsThreads are OS threads in the container's namespaces. What they fork and open belongs to the container. One for each CPU does, made when there is
+// work for it, as long as nothing blocks them; but the workload can make file systems that never answer, so others take over.
 type nsThreads struct {
 	container Container
 	work      chan func()
@@ -108,6 +108,9 @@ func (st *stream) stopped() error {
 // queue hands the job to the first thread that is free. It adds threads until the job is taken: the one it adds may take another's job, which
 // then adds none itself.
 func (t *nsThreads) queue(job func()) {
+	if t.spare() {
+		t.start() // if it fails, another thread will come free
+	}
 	timer := time.NewTicker(stalled)
 	defer timer.Stop()
 	for {
@@ -121,6 +124,13 @@ func (t *nsThreads) queue(job func()) {
 			}
 		}
 	}
+}
+
+// spare reports whether there are fewer threads than CPUs: forking keeps a CPU busy, mostly with the child's exec, which the thread waits for.
+func (t *nsThreads) spare() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.count < min(runtime.GOMAXPROCS(0), maxThreads)
 }
 
 // enter moves the calling thread, which must be locked, into the container.

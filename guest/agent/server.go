@@ -53,11 +53,11 @@ type Server struct {
 
 	sessions sessionKiller
 	freezer  freezer
-	attached attached
+	mounted  mounted
+	programs programs
 
 	mu       sync.Mutex
 	conns    map[*conn]struct{}
-	record   *record        // of the last detached workload
 	main     *process       // the workload, once it runs
 	hasMain  bool           // it runs or is being started
 	streams  sync.WaitGroup // requests under way; none is added once stopping
@@ -70,6 +70,7 @@ type Server struct {
 func NewServer() *Server {
 	return &Server{
 		ready: make(chan struct{}), down: make(chan struct{}), emptied: make(chan struct{}), pidns: -1, public: -1, conns: map[*conn]struct{}{},
+		programs: newPrograms(),
 	}
 }
 
@@ -238,12 +239,15 @@ type stream struct {
 	out, err *wire.Outbox
 	gone     chan struct{} // closed when nobody waits for the result any more
 	finished chan struct{} // closed when the result is queued
+	sending  [2]sync.Mutex // held while a program's output is sent, by channel
 
 	mu        sync.Mutex
 	proc      *process
-	followed  *process // the workload, if this stream follows it
+	followed  *process // what this stream is attached to
+	collected *record  // whose result this stream ends with, if that is to be given out once
 	abandoned bool
 	detached  bool // abandoned, but what it runs runs on
+	settled   bool // the result is, or is about to be, queued
 }
 
 func (c *conn) open(f wire.Frame) error {
@@ -275,7 +279,9 @@ func (st *stream) serve(req wire.Request) {
 		result = st.handle(req)
 	}
 	c.remove(st)
-	c.w.Send(st.gone, wire.TypeResult, st.id, 0, result) // a connection that is gone needs no result
+	if st.settle() && c.w.Send(st.gone, wire.TypeResult, st.id, 0, result) == nil { // a connection that is gone needs no result
+		s.programs.collect(st.collected)
+	}
 	close(st.finished)
 	st.in.Discard()
 	if !accepted {
@@ -346,12 +352,25 @@ func (c *conn) isDetached() bool {
 	return c.detached
 }
 
-// detach ends the request but not what it runs.
+// detach ends the request but not what it runs, whose output is kept from now on.
 func (st *stream) detach() {
 	st.mu.Lock()
 	st.detached = true
+	p := st.proc
 	st.mu.Unlock()
+	if p != nil {
+		st.c.s.programs.keep(p)
+	}
 	st.abandon()
+}
+
+// settle reports whether this is the first to end the stream with a result.
+func (st *stream) settle() bool {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	first := !st.settled
+	st.settled = true
+	return first
 }
 
 func (st *stream) isDetached() bool {
@@ -365,6 +384,14 @@ func (st *stream) outbox(channel uint8) *wire.Outbox {
 		return st.err
 	}
 	return st.out
+}
+
+// send sends output of the program that the stream runs.
+func (st *stream) send(channel uint8, b []byte) (int, error) {
+	sending := &st.sending[channel-wire.ChannelOut]
+	sending.Lock()
+	defer sending.Unlock()
+	return st.outbox(channel).Write(b)
 }
 
 // abandon ends the request: nobody waits for it any more.
@@ -406,13 +433,19 @@ func (st *stream) handle(req wire.Request) wire.Result {
 	case req.Shutdown != nil:
 		err = s.shutdown(req.Shutdown.Grace)
 	case req.Follow != nil:
-		result, err = st.follow()
+		result, err = st.followMain()
+	case req.Attach != nil:
+		result, err = st.attach(req.Attach)
+	case req.Detach != nil:
+		err = s.detachRunning(req.Detach.ID)
+	case req.List != nil:
+		result, err = st.list()
 	case req.Freeze != nil:
 		err = s.freeze(st.c, req.Freeze)
 	case req.Thaw != nil:
 		err = s.thaw(st.c, req.Thaw)
-	case req.Attach != nil:
-		err = s.attach(req.Attach.Attachments)
+	case req.Mount != nil:
+		err = s.mount(req.Mount.FileSystems)
 	case req.Ports != nil:
 		err = st.ports()
 	case req.Reverse != nil:

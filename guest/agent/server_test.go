@@ -173,6 +173,9 @@ func FuzzServer(f *testing.F) {
 		open(f, 2, wire.Request{Thaw: &wire.Thaw{Identity: &wire.Identity{ID: "x", Entropy: make([]byte, wire.EntropySize), Hostname: "x"}}})))
 	detached := wire.Request{Exec: &wire.Exec{Args: []string{"x"}, Main: true, Detach: true}}
 	f.Add(join(hello(f), open(f, 1, detached), open(f, 2, wire.Request{Follow: &wire.Empty{}}), frame(f, wire.TypeSignal, 2, 0, wire.Signal{Number: 9})))
+	free := wire.Request{Exec: &wire.Exec{Args: []string{"x"}, Detach: true, Stdin: true, Limits: []wire.Rlimit{{Name: "core", Hard: 1}}}}
+	f.Add(join(hello(f), open(f, 1, free), open(f, 2, wire.Request{Attach: &wire.Attach{ID: 1, Stdin: true}}), frame(f, wire.TypeData, 2, wire.ChannelIn, []byte("x")),
+		open(f, 3, wire.Request{Detach: &wire.Detach{ID: 1}}), open(f, 4, wire.Request{List: &wire.Empty{}})))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		if bytes.Contains(in, []byte("shutdown")) {
 			return // it would be the end of the container

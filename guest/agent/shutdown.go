@@ -1,13 +1,9 @@
 package agent
 
 import (
-	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/supermachine/supermachine/core/agent/wire"
 )
@@ -109,7 +105,7 @@ func (s *Server) goDown(reason string) {
 	case <-results:
 	case <-time.After(resultsTime):
 	}
-	s.unmountAttached()
+	s.unmountAll()
 	s.mu.Lock()
 	conns := make([]*conn, 0, len(s.conns))
 	for c := range s.conns {
@@ -143,33 +139,15 @@ func (c *conn) announce(reason string, late <-chan struct{}) {
 
 // killAll kills every exec.
 func (s *Server) killAll() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.main != nil {
-		s.main.kill() // it may be detached
-	}
-	for c := range s.conns {
-		c.mu.Lock()
-		for _, st := range c.streams {
-			if p := st.running(); p != nil {
-				p.kill()
-			}
-		}
-		c.mu.Unlock()
+	for _, p := range s.programs.all() {
+		p.kill()
 	}
 }
 
-// parseSignal reads a signal as images give it: SIGTERM, TERM or 15. Anything else is SIGTERM.
+// parseSignal reads a signal as images give it: SIGTERM, TERM, 15 or SIGRTMIN+3. Anything else is SIGTERM.
 func parseSignal(name string) syscall.Signal {
-	if n, err := strconv.Atoi(name); err == nil && n > 0 && n <= 64 {
+	if n, ok := wire.ParseSignal(name); ok {
 		return syscall.Signal(n)
-	}
-	name = strings.ToUpper(name)
-	if !strings.HasPrefix(name, "SIG") {
-		name = "SIG" + name
-	}
-	if sig := unix.SignalNum(name); sig != 0 {
-		return sig
 	}
 	return syscall.SIGTERM
 }

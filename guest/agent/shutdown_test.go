@@ -146,6 +146,7 @@ func TestSignalsOfImages(t *testing.T) {
 	for name, want := range map[string]syscall.Signal{
 		"": syscall.SIGTERM, "SIGQUIT": syscall.SIGQUIT, "quit": syscall.SIGQUIT, "3": syscall.SIGQUIT, "SIGWINCH": syscall.SIGWINCH,
 		"0": syscall.SIGTERM, "-1": syscall.SIGTERM, "65": syscall.SIGTERM, "nonsense": syscall.SIGTERM,
+		"SIGRTMIN+3": 37,
 	} {
 		require.Equal(t, want, parseSignal(name), name)
 	}

@@ -15,15 +15,16 @@ import (
 
 // stdio is the agent's side of an exec's streams, and the child's side until it is forked.
 type stdio struct {
-	stdin   *os.File  // writing end, nil if the exec has no stdin
-	outputs []*output // stdout and stderr, or the terminal
-	term    *os.File  // the terminal's controlling side, nil without one
-	ends    [3]int    // stdin, stdout, stderr of the child
+	stdin   *os.File      // writing end, nil if the exec has no stdin
+	outputs []*output     // stdout and stderr, or the terminal
+	turn    chan struct{} // holds a token of whom writes to stdin, where several may
+	term    *os.File      // the terminal's controlling side, nil without one
+	ends    [3]int        // stdin, stdout, stderr of the child
 }
 
 // newStdio makes pipes, or a terminal in the container's devpts. It runs on a thread in the container.
 func newStdio(req *wire.Exec, owner *syscall.Credential) (*stdio, error) {
-	s := &stdio{ends: [3]int{-1, -1, -1}}
+	s := &stdio{ends: [3]int{-1, -1, -1}, turn: make(chan struct{}, 1)}
 	make := s.openPipes
 	if req.TTY {
 		make = s.openTerminal
@@ -146,12 +147,19 @@ func (s *stdio) resize(rows, cols uint16) {
 // feed writes what the client sends to the program's stdin, until either ends.
 func (s *stdio) feed(in *wire.Inbox) {
 	_, err := in.WriteTo(s.stdin)
-	if s.term == nil {
-		s.stdin.Close()
-	} else if err == nil {
-		s.stdin.Write([]byte{4}) // a terminal's end of input is Ctrl-D
+	if s.term == nil || err == nil {
+		s.endStdin()
 	}
 	in.Discard() // the program may have closed its stdin; the client need not know
+}
+
+// endStdin lets the program see the end of its input: a terminal's is Ctrl-D.
+func (s *stdio) endStdin() {
+	if s.term == nil {
+		s.stdin.Close()
+	} else {
+		s.stdin.Write([]byte{4})
+	}
 }
 
 // output is one of the program's outputs.
@@ -185,7 +193,7 @@ func (o *output) sweep(to io.Writer) {
 		return
 	}
 	const pipeSize = 1 << 20 // the most an unprivileged process may make of it
-	buf := make([]byte, 64<<10)
+	buf := make([]byte, 16<<10)
 	for total := 0; total < pipeSize; {
 		var n int
 		var rerr error

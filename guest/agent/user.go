@@ -4,8 +4,12 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"os"
 	"strconv"
 	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/supermachine/supermachine/core/agent/wire"
 )
@@ -40,19 +44,51 @@ func lookupUser(spec string) (user, error) {
 	return resolveUser(spec, passwd, group)
 }
 
+// accounts is an open account file, fd -1 for none. It goes without os.File, whose poller such files know nothing of: every exec reads two of them.
+type accounts struct{ fd int }
+
 // openAccounts opens a file that may be missing, or be something else than a file, which is as good as empty.
-func openAccounts(path string) (io.ReadCloser, error) {
-	f, _, err := openRegular(path)
+func openAccounts(path string) (*accounts, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		if kind := toWire(err).Kind; kind == wire.KindNotFound || kind == wire.KindInvalid {
-			return io.NopCloser(strings.NewReader("")), nil
+		if kind := kindOf(err); kind == wire.KindNotFound || kind == wire.KindInvalid {
+			return &accounts{-1}, nil
 		}
-		return nil, err
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
-	return struct {
-		io.Reader
-		io.Closer
-	}{io.LimitReader(f, maxAccountFile), f}, nil
+	var info unix.Stat_t
+	if unix.Fstat(fd, &info) != nil || info.Mode&unix.S_IFMT != unix.S_IFREG {
+		unix.Close(fd)
+		fd = -1
+	}
+	return &accounts{fd}, nil
+}
+
+// Read implements io.Reader.
+func (a *accounts) Read(p []byte) (int, error) {
+	if a.fd < 0 {
+		return 0, io.EOF
+	}
+	for {
+		n, err := unix.Read(a.fd, p)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err != nil:
+			return 0, err
+		case n == 0:
+			return 0, io.EOF
+		}
+		return n, nil
+	}
+}
+
+// Close implements io.Closer.
+func (a *accounts) Close() error {
+	if a.fd < 0 {
+		return nil
+	}
+	return unix.Close(a.fd)
 }
 
 func resolveUser(spec string, passwd, group io.Reader) (user, error) {
@@ -122,9 +158,16 @@ func parseID(s string) (uint32, error) {
 	return uint32(n), err
 }
 
+var lineReaders = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, 4<<10) }}
+
 // scanAccounts calls f with the fields of every line that has at least n of them, until it returns false. Lines of absurd length are left out.
 func scanAccounts(r io.Reader, n int, f func([]string) bool) {
-	br := bufio.NewReaderSize(r, 4<<10)
+	br := lineReaders.Get().(*bufio.Reader)
+	br.Reset(io.LimitReader(r, maxAccountFile))
+	defer func() {
+		br.Reset(nil)
+		lineReaders.Put(br)
+	}()
 	var line []byte
 	for {
 		part, more, err := br.ReadLine()

@@ -9,24 +9,25 @@ import (
 	"github.com/supermachine/supermachine/core/agent/wire"
 )
 
-// logSize is how much of a detached workload's output is kept for those who ask later.
+// logSize is how much of a detached program's output is kept, at most, for those who ask later.
 const logSize = 256 << 10
 
 // Bounds on the overhead of a program that writes single bytes: neighbours are put together up to smallPiece, and of programs that
-// alternate between their outputs at most maxPieces are kept.
+// alternate between their outputs at most a piece for every bytesPerPiece bytes that may be kept.
 const (
-	smallPiece = 4 << 10
-	maxPieces  = 8 << 10
+	smallPiece    = 4 << 10
+	bytesPerPiece = 32
+	maxPieces     = logSize / bytesPerPiece
 )
 
-// record is the output of a detached workload and, once it has ended, its result. What nobody has read in time is dropped.
+// record is the output of a detached program and, once it has ended, its result. What nobody has read in time is dropped.
 type record struct {
 	proc *process
-	pid  int // in the container
 
 	mu      sync.Mutex
+	size    uint64 // bytes to keep
 	pieces  []piece
-	total   uint64 // bytes written since the workload's start
+	total   uint64 // bytes written since the program was detached
 	result  *wire.Result
 	changed chan struct{} // closed, and replaced, with each change
 }
@@ -40,8 +41,16 @@ type piece struct {
 
 func (p piece) end() uint64 { return p.start + uint64(len(p.data)) }
 
-func newRecord(p *process, pid int) *record {
-	return &record{proc: p, pid: pid, changed: make(chan struct{})}
+func newRecord(p *process) *record {
+	return &record{proc: p, size: logSize, changed: make(chan struct{})}
+}
+
+// resize changes how many bytes are kept.
+func (r *record) resize(size int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.size = uint64(size)
+	r.trim()
 }
 
 // writer returns the end into which one of the outputs is copied.
@@ -69,9 +78,10 @@ func (w recordWriter) Write(p []byte) (int, error) {
 
 // trim drops what is too old.
 func (r *record) trim() {
-	for len(r.pieces) > maxPieces || r.total-r.pieces[0].start > logSize {
+	most := int(r.size / bytesPerPiece)
+	for len(r.pieces) > most || len(r.pieces) > 0 && r.total-r.pieces[0].start > r.size {
 		first := &r.pieces[0]
-		if excess := r.total - logSize; r.total > logSize && excess < first.end() && len(r.pieces) <= maxPieces {
+		if excess := r.total - r.size; r.total > r.size && excess < first.end() && len(r.pieces) <= most {
 			first.data = first.data[excess-first.start:]
 			first.start = excess
 			return
@@ -86,7 +96,7 @@ func (r *record) wake() {
 	r.changed = make(chan struct{})
 }
 
-// end notes how the workload ended.
+// end notes how the program ended.
 func (r *record) end(result wire.Result) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -94,13 +104,21 @@ func (r *record) end(result wire.Result) {
 	r.wake()
 }
 
-// next returns output from position at on, as much as is in one piece. Without any it returns the result, or else what to wait for.
+// status returns exit status and signal of a program that has ended.
+func (r *record) status() (code, signal int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.result.Code, r.result.Signal
+}
+
+// next returns output from position at on, as much as is in one piece; it begins later if that was dropped. Without any it returns the result, or
+// else what to wait for.
 func (r *record) next(at uint64) (p piece, result *wire.Result, changed <-chan struct{}) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	i := sort.Search(len(r.pieces), func(i int) bool { return r.pieces[i].end() > at })
 	if i == len(r.pieces) {
-		return piece{}, r.result, r.changed
+		return piece{start: r.total}, r.result, r.changed
 	}
 	p = r.pieces[i]
 	if at > p.start {
@@ -110,50 +128,71 @@ func (r *record) next(at uint64) (p piece, result *wire.Result, changed <-chan s
 	return p, nil, nil
 }
 
-// detach lets the workload run on without a stream.
-func (s *Server) detach(p *process, pid int) {
-	r := newRecord(p, pid)
+// detach lets a program that was just started run on without a stream. The caller has claimed a place for it.
+func (s *Server) detach(p *process) {
+	r := s.programs.keep(p)
 	s.mu.Lock()
-	s.record = r
 	s.execs++ // the one of the stream that started it is counted out
 	s.mu.Unlock()
 	go func() {
 		result := p.run(r.writer, func() {})
-		s.releaseMain()
 		s.mu.Lock()
 		s.execs--
 		s.mu.Unlock()
-		r.end(result)
+		s.ended(p, result)
 		close(p.finished)
 	}()
 }
 
 var errNoWorkload = &wire.Error{Kind: wire.KindInvalid, Message: "no workload was started"}
 
-// follow sends what the workload has written and writes, and returns its result.
-func (st *stream) follow() (wire.Result, error) {
-	s := st.c.s
-	s.mu.Lock()
-	r := s.record
-	s.mu.Unlock()
-	if r == nil {
-		return wire.Result{}, errNoWorkload
+// followMain attaches to the workload.
+func (st *stream) followMain() (wire.Result, error) {
+	r, err := st.c.s.programs.workload()
+	if err != nil {
+		return wire.Result{}, err
 	}
+	return st.follow(r, false)
+}
+
+// attach attaches to any detached program. Its result is given out once.
+func (st *stream) attach(req *wire.Attach) (wire.Result, error) {
+	r, err := st.c.s.programs.find(req.ID)
+	if err != nil {
+		return wire.Result{}, err
+	}
+	result, err := st.follow(r, req.Stdin)
+	if err == nil {
+		st.collected = r
+	}
+	return result, err
+}
+
+// follow sends what a detached program has written and writes, and returns its result.
+func (st *stream) follow(r *record, stdin bool) (wire.Result, error) {
 	st.mu.Lock()
 	st.followed = r.proc
 	st.mu.Unlock()
-	st.reply(wire.Reply{PID: r.pid})
-	var at uint64
+	st.reply(r.proc.reply())
+	if stdin && r.proc.stdin != nil {
+		go st.feed(r.proc)
+	} else {
+		st.in.Discard()
+	}
+	var at, lost uint64
 	for {
 		p, result, changed := r.next(at)
+		lost += p.start - at
+		at = p.end()
 		switch {
 		case p.data != nil:
-			at = p.end()
 			if _, err := st.outbox(p.channel).Write(p.data); err != nil {
 				return wire.Result{}, errCanceled
 			}
 		case result != nil:
-			return *result, nil
+			final := *result
+			final.Lost = int64(lost)
+			return final, nil
 		default:
 			select {
 			case <-changed:
@@ -162,4 +201,32 @@ func (st *stream) follow() (wire.Result, error) {
 			}
 		}
 	}
+}
+
+// feed hands what this stream's client sends to the program that it is attached to. Only the end of that ends the program's stdin, not the end of
+// the attachment.
+func (st *stream) feed(p *process) {
+	if _, err := st.in.WriteTo(sharedStdin{st, p}); err == nil {
+		p.endStdin()
+	}
+	st.in.Discard() // the program may have closed its stdin
+}
+
+// sharedStdin writes to a program's stdin, in turn with others.
+type sharedStdin struct {
+	st *stream
+	p  *process
+}
+
+// Write returns when the program has taken b. A program that does not read holds up one attachment, even when that is gone; the others wait for
+// their turn only as long as they last.
+func (w sharedStdin) Write(b []byte) (int, error) {
+	select {
+	case w.p.turn <- struct{}{}:
+		defer func() { <-w.p.turn }()
+		return w.p.stdin.Write(b)
+	case <-w.st.gone:
+	case <-w.st.finished:
+	}
+	return 0, errCanceled
 }

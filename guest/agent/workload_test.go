@@ -127,29 +127,6 @@ func TestOneWorkloadAtATime(t *testing.T) {
 	require.Equal(t, "first\n", first.out.String())
 }
 
-func TestOnlyTheWorkloadIsDetached(t *testing.T) {
-	g := newGuest(t)
-	for _, exec := range []wire.Exec{
-		{Args: []string{"true"}, Detach: true},
-		{Args: []string{"cat"}, Detach: true, Main: true, Stdin: true},
-	} {
-		nc := g.dial(t)
-		defer nc.Close()
-		_, err := nc.Write(join(hello(t), open(t, 1, wire.Request{Exec: &exec})))
-		require.NoError(t, err)
-		r := wire.NewReader(nc)
-		_, err = r.Read()
-		require.NoError(t, err)
-		f, err := r.Read()
-		require.NoError(t, err)
-		var result wire.Result
-		require.Equal(t, wire.TypeResult, f.Type)
-		require.NoError(t, wire.Decode(f, &result))
-		require.Equal(t, wire.KindInvalid, result.Error.Kind)
-	}
-	require.False(t, running(t, g.client(t)))
-}
-
 func TestShutdownStopsADetachedWorkload(t *testing.T) {
 	g := newGuest(t)
 	c, other := g.client(t), g.client(t)
@@ -251,7 +228,7 @@ func collect(r *record, at uint64) (out, err []byte, end uint64) {
 }
 
 func TestARecordKeepsTheEndInOrder(t *testing.T) {
-	r := newRecord(nil, 0)
+	r := newRecord(nil)
 	out, errs := r.writer(wire.ChannelOut), r.writer(wire.ChannelErr)
 	var wantOut, wantErr, gotOut, gotErr []byte
 	var at uint64
@@ -287,7 +264,7 @@ func TestARecordKeepsTheEndInOrder(t *testing.T) {
 
 // Programs that write single bytes must not cost many times their bytes.
 func TestARecordOfSingleBytesIsSmall(t *testing.T) {
-	r := newRecord(nil, 0)
+	r := newRecord(nil)
 	out, errs := r.writer(wire.ChannelOut), r.writer(wire.ChannelErr)
 	for range 2 * logSize {
 		out.Write([]byte{'o'})

@@ -1,7 +1,5 @@
 package wire
 
-import "time"
-
 // Files is a request about files but for reading and writing whole ones: exactly one of its fields is set. Paths are absolute and of the workload's root;
 // they, and all names, are bytes and need not be UTF-8.
 type Files struct {
@@ -37,17 +35,17 @@ type Walk struct {
 
 // FileInfo is a file's attributes.
 type FileInfo struct {
-	Path    string    `msgpack:"path"` // below the directory of a Walk; of a Stat the last name
-	Size    int64     `msgpack:"size"`
-	Mode    uint32    `msgpack:"mode"` // Linux's st_mode: type and permission bits
-	UID     uint32    `msgpack:"uid"`
-	GID     uint32    `msgpack:"gid"`
-	ModTime time.Time `msgpack:"mtime"`
-	Target  string    `msgpack:"target,omitempty"` // of a symbolic link
-	Dev     uint64    `msgpack:"dev"`              // with Ino, the file's identity in the guest
-	Ino     uint64    `msgpack:"ino"`
-	Links   uint64    `msgpack:"links"`           // how many names it has
-	Error   *Error    `msgpack:"error,omitempty"` // it cannot be examined; or a directory that was told already cannot be read to its end
+	Path    string `msgpack:"path"` // below the directory of a Walk; of a Stat the last name
+	Size    int64  `msgpack:"size"`
+	Mode    uint32 `msgpack:"mode"` // Linux's st_mode: type and permission bits
+	UID     uint32 `msgpack:"uid"`
+	GID     uint32 `msgpack:"gid"`
+	ModTime int64  `msgpack:"mtime"`            // Unix time in nanoseconds
+	Target  string `msgpack:"target,omitempty"` // of a symbolic link
+	Dev     uint64 `msgpack:"dev"`              // with Ino, the file's identity in the guest
+	Ino     uint64 `msgpack:"ino"`
+	Links   uint64 `msgpack:"links"`           // how many names it has
+	Error   *Error `msgpack:"error,omitempty"` // it cannot be examined; or a directory that was told already cannot be read to its end
 }
 
 // Mkdir makes a directory.

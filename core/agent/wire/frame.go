@@ -255,8 +255,19 @@ var ErrTooLarge = errors.New("request is too large")
 
 // Decode decodes a frame's body. Unknown keys are ignored, so that either end may learn new ones.
 func Decode(f Frame, into any) error {
-	if err := msgpack.Unmarshal(f.Body, into); err != nil {
+	if err := unmarshal(f.Body, into); err != nil {
 		return fmt.Errorf("%w: body of a frame of type %d: %v", ErrProtocol, f.Type, err)
 	}
 	return nil
+}
+
+// unmarshal decodes what the peer sent. The library panics at some of what it does not expect, such as a nil in the place of a time; no peer shall
+// end this process with that.
+func unmarshal(b []byte, into any) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("%v", r)
+		}
+	}()
+	return msgpack.Unmarshal(b, into)
 }

@@ -17,9 +17,12 @@ type Request struct {
 	Info     *Empty     `msgpack:"info,omitempty"` // answered by Reply.Info
 	Shutdown *Shutdown  `msgpack:"shutdown,omitempty"`
 	Follow   *Empty     `msgpack:"follow,omitempty"` // the workload's output, kept and to come; its result is the workload's
+	Attach   *Attach    `msgpack:"attach,omitempty"` // the same for any detached program
+	Detach   *Detach    `msgpack:"detach,omitempty"` // detaches a program that another stream runs
+	List     *Empty     `msgpack:"list,omitempty"`   // answered by Programs on ChannelOut; Result.Truncated: there are more
 	Freeze   *Freeze    `msgpack:"freeze,omitempty"`
 	Thaw     *Thaw      `msgpack:"thaw,omitempty"`
-	Attach   *Attach    `msgpack:"attach,omitempty"`
+	Mount    *Mount     `msgpack:"mount,omitempty"`
 	Ports    *Empty     `msgpack:"ports,omitempty"`   // answered by Reply.Ports
 	Reverse  *Reverse   `msgpack:"reverse,omitempty"` // lasts until it is abandoned
 }
@@ -39,7 +42,8 @@ type Exec struct {
 	Stdin   bool          `msgpack:"stdin,omitempty"`   // the client will send on ChannelIn; else stdin is empty
 	Timeout time.Duration `msgpack:"timeout,omitempty"` // kill the process group after this; 0 = never
 	Main    bool          `msgpack:"main,omitempty"`    // this is the workload: Shutdown sends it the image's stop signal
-	Detach  bool          `msgpack:"detach,omitempty"`  // of a Main: the result comes at once, the guest keeps the output for Follow
+	Detach  bool          `msgpack:"detach,omitempty"`  // the result comes at once, the guest keeps the output and the result for Attach
+	Limits  []Rlimit      `msgpack:"limits,omitempty"`  // set before the program's first instruction, each at most once
 }
 
 // ReadFile sends a regular file on ChannelOut. Reply.Size is its size.
@@ -77,8 +81,8 @@ type Thaw struct {
 	// Identity is set in a copy of the guest that was frozen. It takes effect before any process runs. The programs that other connections
 	// had started run on there, with nobody to write to.
 	Identity *Identity `msgpack:"identity,omitempty"`
-	// Attach is what the copy has of its own. What was attached to the guest that it was copied from is gone.
-	Attach []Attachment `msgpack:"attach,omitempty"`
+	// Mount is what the copy has of its own. What the guest that it was copied from had is gone.
+	Mount []FileSystem `msgpack:"mount,omitempty"`
 }
 
 // Identity tells one copy of a guest from all others.
@@ -111,6 +115,7 @@ type Window struct {
 // Reply is the first answer to a request that has begun.
 type Reply struct {
 	PID  int    `msgpack:"pid,omitempty"`  // of an exec, in the workload's PID namespace
+	ID   uint64 `msgpack:"id,omitempty"`   // of an exec, from 1, never given twice in a VM's life; 0 from agents that know neither limits nor IDs
 	Size int64  `msgpack:"size,omitempty"` // of a file
 	Mode uint32 `msgpack:"mode,omitempty"` // of a file
 	Info *Info  `msgpack:"info,omitempty"`
@@ -140,6 +145,8 @@ type Result struct {
 	User      time.Duration `msgpack:"user,omitempty"`      // CPU time in user mode
 	System    time.Duration `msgpack:"system,omitempty"`    // CPU time in the kernel
 	MaxRSS    int64         `msgpack:"max_rss,omitempty"`   // bytes
+	Lost      int64         `msgpack:"lost,omitempty"`      // of Attach and Follow: bytes of output that the guest had dropped when their turn came
+	Detached  bool          `msgpack:"detached,omitempty"`  // the program runs on by itself; the rest is unset
 }
 
 // Kinds of Error.

@@ -66,7 +66,7 @@ func (r *RecordReader) Read(into any) error {
 	if _, err := io.ReadFull(r.r, b); err != nil {
 		return cutOff(err, io.ErrUnexpectedEOF)
 	}
-	if err := msgpack.Unmarshal(b, into); err != nil {
+	if err := unmarshal(b, into); err != nil {
 		return fmt.Errorf("%w: record: %v", ErrProtocol, err)
 	}
 	return nil

@@ -44,9 +44,14 @@ func (w countingWriter) Write(p []byte) (int, error) {
 	return n, err
 }
 
+// smallBuffers are what most streams make do with.
+var smallBuffers = sync.Pool{New: func() any { return new([smallChunk]byte) }}
+
 // Copy copies until src ends, which is no error. Its buffer grows with what src yields, so that thousands of idle or slow streams cost little.
 func Copy(dst io.Writer, src io.Reader) error {
-	buf := make([]byte, smallChunk)
+	first := smallBuffers.Get().(*[smallChunk]byte)
+	defer smallBuffers.Put(first)
+	buf := first[:]
 	for {
 		n, err := src.Read(buf)
 		if n > 0 {

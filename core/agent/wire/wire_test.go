@@ -240,7 +240,11 @@ func FuzzReadFrame(f *testing.F) {
 	require.NoError(f, err)
 	f.Add(encode(f, Frame{Type: TypeOpen, Stream: 1, Body: open}, Frame{Type: TypeData, Stream: 1, Channel: 2, Body: []byte("data")}).Bytes())
 	for _, req := range []Request{
-		{Freeze: &Freeze{Lean: true}}, {Follow: &Empty{}}, {Ports: &Empty{}}, {Reverse: &Reverse{Port: 80, Host: 1 << 16}}, {Attach: &Attach{Attachments: []Attachment{{Slot: 7, Kind: AttachVolume, Target: "/data", Fresh: true}}}}, {Exec: &Exec{Args: []string{"true"}, Main: true, Detach: true}},
+		{Ports: &Empty{}}, {Reverse: &Reverse{Port: 80, Host: 1 << 16}},
+		{Mount: &Mount{FileSystems: []FileSystem{{Slot: 7, Kind: FSVolume, Target: "/data", Fresh: true}}}},
+		{Freeze: &Freeze{Lean: true}}, {Follow: &Empty{}}, {Exec: &Exec{Args: []string{"true"}, Main: true, Detach: true}},
+		{Exec: &Exec{Args: []string{"true"}, Detach: true, Stdin: true, Limits: []Rlimit{{"nofile", 1, Unlimited}, {"", 2, 1}}}},
+		{Attach: &Attach{ID: 1<<64 - 1, Stdin: true}}, {Detach: &Detach{ID: 1}}, {List: &Empty{}},
 		{Thaw: &Thaw{Identity: &Identity{ID: "x", Entropy: make([]byte, EntropySize), Time: time.Unix(1, 2), Hostname: "h"}}},
 	} {
 		body, err := msgpack.Marshal(req)
@@ -266,6 +270,37 @@ func FuzzReadFrame(f *testing.F) {
 			again, err := NewReader(encode(t, frame)).Read()
 			require.NoError(t, err)
 			require.Equal(t, len(frame.Body), len(again.Body))
+		}
+	})
+}
+
+func TestProgramsComeOutAsTheyWentIn(t *testing.T) {
+	want := &Program{
+		ID: 1<<64 - 1, PID: 7, Args: []string{"a", "", "\xff"}, ArgsCut: true, UID: 1<<32 - 1, Started: 3, Main: true, Detached: true, TTY: true,
+		Ended: true, Code: 137, Signal: 9,
+	}
+	full := Program{Args: []string{string(make([]byte, MaxListedArgs))}}
+	r := NewRecordReader(bytes.NewReader(records(t, want, &full)))
+	var got Program
+	require.NoError(t, r.Read(&got))
+	require.Equal(t, time.Unix(0, 3), got.StartTime())
+	require.Equal(t, want, &got)
+	require.NoError(t, r.Read(&got), "as large as it may be")
+}
+
+// Some of what the decoder does not expect makes it panic, which is the peer's fault and not our end.
+func TestDecodersThatPanicAreErrors(t *testing.T) {
+	b := append([]byte{0x81, 0xa4}, "time\xc0"...)
+	require.ErrorIs(t, Decode(Frame{Type: TypeReply, Body: b}, new(Identity)), ErrProtocol)
+}
+
+func FuzzParseSignal(f *testing.F) {
+	for _, name := range []string{"TERM", "sigterm", "15", "RTMIN+3", "RTMAX-1", "", "RTMIN+99999999999999999999"} {
+		f.Add(name)
+	}
+	f.Fuzz(func(t *testing.T, name string) {
+		if n, ok := ParseSignal(name); ok && (n < 1 || n > MaxSignal) {
+			t.Error(n)
 		}
 	})
 }

@@ -14,18 +14,18 @@ import (
 	"github.com/supermachine/supermachine/core/agent/wire"
 )
 
-// attached are the file systems that the host has given to this guest, in the order of their mounting.
-type attached struct {
+// mounted are the file systems that the host has given to this guest, in the order of their mounting.
+type mounted struct {
 	mu   sync.Mutex
-	list []wire.Attachment
+	list []wire.FileSystem
 }
 
-// attach mounts file systems of the host's in the workload's root. After an error none of them is mounted.
-func (s *Server) attach(list []wire.Attachment) (err error) {
-	if len(list) > wire.MaxAttachments {
-		return &wire.Error{Kind: wire.KindInvalid, Message: fmt.Sprintf("%d file systems, at most %d can be attached", len(list), wire.MaxAttachments)}
+// mount mounts file systems of the host's in the workload's root. After an error none of them is mounted.
+func (s *Server) mount(list []wire.FileSystem) (err error) {
+	if len(list) > wire.MaxFileSystems {
+		return &wire.Error{Kind: wire.KindInvalid, Message: fmt.Sprintf("%d file systems, at most %d can be mounted", len(list), wire.MaxFileSystems)}
 	}
-	a := &s.attached
+	a := &s.mounted
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	before := len(a.list)
@@ -36,15 +36,15 @@ func (s *Server) attach(list []wire.Attachment) (err error) {
 		}
 	}()
 	for _, one := range list {
-		if err := s.attachOne(one); err != nil {
-			return fmt.Errorf("attach %s %s: %w", one.Kind, one.Target, err)
+		if err := s.mountOne(one); err != nil {
+			return fmt.Errorf("mount %s %s: %w", one.Kind, one.Target, err)
 		}
 		a.list = append(a.list, one)
 	}
 	return nil
 }
 
-func (s *Server) attachOne(a wire.Attachment) (err error) {
+func (s *Server) mountOne(a wire.FileSystem) (err error) {
 	if err := checkPath(a.Target); err != nil {
 		return err
 	}
@@ -59,16 +59,16 @@ func (s *Server) attachOne(a wire.Attachment) (err error) {
 	}()
 	var root int
 	switch a.Kind {
-	case wire.AttachVolume:
+	case wire.FSVolume:
 		var node string
 		if node, err = blockNode(device); err != nil {
 			return err
 		}
 		root, err = openMount("ext4", node, a.ReadOnly, unix.MOUNT_ATTR_NODEV)
-	case wire.AttachMount:
+	case wire.FSMount:
 		root, err = openMount("virtiofs", a.Tag, a.ReadOnly, unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOSUID)
 	default:
-		err = &wire.Error{Kind: wire.KindInvalid, Message: fmt.Sprintf("this agent knows no %q to attach", a.Kind)}
+		err = &wire.Error{Kind: wire.KindInvalid, Message: fmt.Sprintf("this agent knows no %q to mount", a.Kind)}
 	}
 	if err != nil {
 		return err
@@ -79,7 +79,7 @@ func (s *Server) attachOne(a wire.Attachment) (err error) {
 }
 
 // moveMount puts a mount in its place, on a thread in the container.
-func moveMount(root int, a wire.Attachment) error {
+func moveMount(root int, a wire.FileSystem) error {
 	if err := os.MkdirAll(a.Target, 0o755); err != nil {
 		return err
 	}
@@ -144,10 +144,10 @@ func openMount(fstype, source string, readOnly bool, attr int) (int, error) {
 	return fd, nil
 }
 
-// revokeAttached takes away what was attached to the guest that this one was copied from: its devices lead nowhere here. What the workload has
+// revokeMounts takes away what the guest had that this one was copied from: its devices lead nowhere here. What the workload has
 // open there fails from now on.
-func (s *Server) revokeAttached() {
-	a := &s.attached
+func (s *Server) revokeMounts() {
+	a := &s.mounted
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	s.unmount(a.list, unix.MNT_DETACH)
@@ -157,9 +157,9 @@ func (s *Server) revokeAttached() {
 	a.list = nil
 }
 
-// unmountAttached leaves the file systems clean, once nothing of the workload runs any more.
-func (s *Server) unmountAttached() {
-	a := &s.attached
+// unmountAll leaves the file systems clean, once nothing of the workload runs any more.
+func (s *Server) unmountAll() {
+	a := &s.mounted
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if len(a.list) == 0 {
@@ -176,7 +176,7 @@ func (s *Server) unmountAttached() {
 }
 
 // unmount takes mounts away, the last one first, as one may be inside another.
-func (s *Server) unmount(list []wire.Attachment, flags int) {
+func (s *Server) unmount(list []wire.FileSystem, flags int) {
 	for i := len(list) - 1; i >= 0; i-- {
 		s.threads.do(func() {
 			if unix.Unmount(list[i].Target, flags|unix.UMOUNT_NOFOLLOW) != nil {

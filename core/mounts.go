@@ -15,14 +15,14 @@ import (
 	"github.com/supermachine/supermachine/core/virtio/block"
 )
 
-// MaxAttachments is how many volumes and mounts a VM has at most, together.
-const MaxAttachments = wire.MaxAttachments
+// MaxMounts is how many volumes and mounts a VM has at most, together.
+const MaxMounts = wire.MaxFileSystems
 
 // The board's places: the devices that every VM has come first, in a fixed order. Those of volumes and mounts are twice as many as can be attached,
 // as a copy of a guest has what it is given besides what the original had, until the guest has let go of that.
 const (
 	firstAttachSlot = 7
-	attachSlots     = 2 * MaxAttachments
+	attachSlots     = 2 * MaxMounts
 )
 
 // ParseVolume reads HOST_FILE:GUEST_PATH[:ro][:size=SIZE], where SIZE is a number of MiB or has the unit M, G or T.
@@ -80,8 +80,8 @@ func parseMiB(s string) (int, error) {
 
 // checkAttachments returns what is wrong with volumes and mounts, as far as that can be told without looking at the host.
 func checkAttachments(volumes []Volume, mounts []Mount) error {
-	if n := len(volumes) + len(mounts); n > MaxAttachments {
-		return &Error{Code: ErrInvalidArgument, Op: "attach", Err: fmt.Errorf("%d volumes and mounts, at most %d are possible", n, MaxAttachments)}
+	if n := len(volumes) + len(mounts); n > MaxMounts {
+		return &Error{Code: ErrInvalidArgument, Op: "attach", Err: fmt.Errorf("%d volumes and mounts, at most %d are possible", n, MaxMounts)}
 	}
 	seen := map[string]bool{}
 	check := func(kind, host, guest string) error {
@@ -118,7 +118,7 @@ func checkAttachments(volumes []Volume, mounts []Mount) error {
 // attachments are the devices of a VM's volumes and mounts, and what the guest has to know of them.
 type attachments struct {
 	devices [attachSlots]virtio.Device
-	list    []agent.Attachment
+	list    []agent.FileSystem
 }
 
 // openAttachments makes the devices. Where the guest still knows devices of the guest that it was copied from, in the saved state, there are others
@@ -149,7 +149,7 @@ func openAttachments(volumes []Volume, mounts []Mount, saved []virtio.State) (_ 
 		if err != nil {
 			return nil, err
 		}
-		if err := a.add(dev, agent.Attachment{Kind: wire.AttachVolume, Target: v.Path, ReadOnly: v.ReadOnly, Fresh: fresh}); err != nil {
+		if err := a.add(dev, agent.FileSystem{Kind: wire.FSVolume, Target: v.Path, ReadOnly: v.ReadOnly, Fresh: fresh}); err != nil {
 			return nil, err
 		}
 	}
@@ -158,17 +158,17 @@ func openAttachments(volumes []Volume, mounts []Mount, saved []virtio.State) (_ 
 		if err != nil {
 			return nil, err
 		}
-		if err := a.add(dev, agent.Attachment{Kind: wire.AttachMount, Tag: tag, Target: m.Path, ReadOnly: m.ReadOnly}); err != nil {
+		if err := a.add(dev, agent.FileSystem{Kind: wire.FSMount, Tag: tag, Target: m.Path, ReadOnly: m.ReadOnly}); err != nil {
 			return nil, err
 		}
 	}
 	// What is mounted below something else comes after it.
-	slices.SortStableFunc(a.list, func(x, y agent.Attachment) int { return strings.Count(x.Target, "/") - strings.Count(y.Target, "/") })
+	slices.SortStableFunc(a.list, func(x, y agent.FileSystem) int { return strings.Count(x.Target, "/") - strings.Count(y.Target, "/") })
 	return a, nil
 }
 
 // add puts a device into a free place, of which there are enough unless a hostile snapshot fills them.
-func (a *attachments) add(dev virtio.Device, at agent.Attachment) error {
+func (a *attachments) add(dev virtio.Device, at agent.FileSystem) error {
 	for i := range a.devices {
 		if a.devices[i] == nil {
 			a.devices[i] = dev
