@@ -11,6 +11,7 @@ import (
 	"github.com/supermachine/supermachine/core/agent"
 	"github.com/supermachine/supermachine/core/agent/tree"
 	"github.com/supermachine/supermachine/core/agent/wire"
+	"github.com/supermachine/supermachine/core/hostdir"
 	"github.com/supermachine/supermachine/core/hypervisor"
 	"github.com/supermachine/supermachine/core/instances"
 	"github.com/supermachine/supermachine/core/machine"
@@ -132,6 +133,9 @@ var codeTable = []struct {
 	{pool.ErrClosed, ErrClosed},
 	{pool.ErrConfig, ErrInvalidArgument},
 	{os.ErrClosed, ErrClosed},
+	{hostdir.ErrNotDirectory, ErrInvalidArgument},
+	{hostdir.ErrOptions, ErrInvalidArgument},
+	{hostdir.ErrUnsupported, ErrIncompatible},
 }
 
 // guestKinds maps what the agent reports to codes.

@@ -13,6 +13,7 @@ import (
 	"github.com/supermachine/supermachine/core/machine"
 	"github.com/supermachine/supermachine/core/virtio"
 	"github.com/supermachine/supermachine/core/virtio/block"
+	"github.com/supermachine/supermachine/core/virtio/fs"
 )
 
 // MaxMounts is how many volumes and mounts a VM has at most, together.
@@ -194,6 +195,8 @@ func newRevoked(s virtio.State) (virtio.Device, error) {
 	switch s.DeviceID {
 	case virtio.IDBlock:
 		return block.NewRevoked(s.Device)
+	case virtio.IDFileSystem:
+		return fs.NewRevoked(s.Device)
 	}
 	return nil, fmt.Errorf("a device of type %d cannot be attached", s.DeviceID)
 }
