@@ -2,7 +2,10 @@ package core
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 	"syscall"
 
 	"github.com/supermachine/supermachine/core/agent"
@@ -43,6 +46,35 @@ func (p *Process) Detach(ctx context.Context) error {
 func (vm *VM) Programs(ctx context.Context) (programs []Program, more bool, err error) {
 	programs, more, err = vm.agent.Programs(ctx)
 	return programs, more, vm.wrapEnded("list the programs of VM", err)
+}
+
+// ParseRlimit reads NAME=SOFT[:HARD], where NAME is a resource of setrlimit(2) in small letters, such as nofile, and the others are numbers in that
+// resource's unit or "unlimited". Without HARD it is SOFT.
+func ParseRlimit(s string) (Rlimit, error) {
+	bad := &Error{Code: ErrInvalidArgument, Op: "read limit", Object: strconv.Quote(s), Err: errors.New("give NAME=SOFT[:HARD], such as nofile=1024")}
+	name, values, ok := strings.Cut(s, "=")
+	if !ok || name == "" {
+		return Rlimit{}, bad
+	}
+	soft, hard, both := strings.Cut(values, ":")
+	if !both {
+		hard = soft
+	}
+	var err1, err2 error
+	l := Rlimit{Name: name}
+	l.Soft, err1 = parseLimit(soft)
+	l.Hard, err2 = parseLimit(hard)
+	if err1 != nil || err2 != nil {
+		return Rlimit{}, bad
+	}
+	return l, nil
+}
+
+func parseLimit(s string) (uint64, error) {
+	if s == "unlimited" {
+		return Unlimited, nil
+	}
+	return strconv.ParseUint(s, 10, 64)
 }
 
 // ParseSignal returns Linux's signal of a name, with or without SIG, in any case ("TERM", "SIGTERM", "RTMIN+3"), or of a decimal number. The error's

@@ -124,6 +124,7 @@ func (vm *VM) connect(ctx context.Context) error {
 	conn, err := vm.accept(wait)
 	if err == nil {
 		if vm.agent, err = agent.NewClient(conn); err == nil {
+			vm.agent.TrackUse(vm.begin)
 			err = vm.agent.Ping(wait) // answered once the workload's container is there
 		}
 	}

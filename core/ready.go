@@ -46,7 +46,7 @@ func (vm *VM) bringUp(ctx context.Context, spec BakeSpec, command []string) erro
 		return err
 	}
 	output := console.NewRing(quoted)
-	workload, err := vm.Follow(wait, output, output)
+	workload, err := vm.Follow(wait, Attachment{Stdout: output, Stderr: output})
 	if err != nil {
 		return err
 	}

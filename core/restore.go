@@ -117,6 +117,7 @@ func (vm *VM) run(ctx context.Context, c *checkpoint) error {
 		return &Error{Code: ErrCorrupt, Op: "find the agent's connection in the saved state"}
 	}
 	vm.agent = agent.Resume(conn)
+	vm.agent.TrackUse(vm.begin)
 	if err := vm.machine.Resume(); err != nil {
 		return err
 	}

@@ -1,9 +1,6 @@
 package core
 
-import (
-	"context"
-	"io"
-)
+import "context"
 
 // StartWorkload starts a program as the workload: it runs by itself, without streams, and gets the stop signal when the VM is stopped. The
 // guest keeps the last 256 KiB of its output for Follow. The request's streams must be unset. It returns once the program runs; errors are
@@ -19,9 +16,9 @@ func (vm *VM) StartWorkload(ctx context.Context, req Exec) error {
 }
 
 // Follow attaches to the workload that StartWorkload or a bake started: what the guest has kept of its output comes first, then what it
-// writes. The Process ends with the workload and signals go to it; when ctx is done only the following ends. Nil writers discard.
-func (vm *VM) Follow(ctx context.Context, stdout, stderr io.Writer) (*Process, error) {
-	p, err := vm.agent.Follow(ctx, stdout, stderr)
+// writes. The Process ends with the workload and signals go to it; when ctx is done only the following ends.
+func (vm *VM) Follow(ctx context.Context, to Attachment) (*Process, error) {
+	p, err := vm.agent.Follow(ctx, to)
 	if err != nil {
 		return nil, vm.wrapEnded("follow the workload of VM", err)
 	}

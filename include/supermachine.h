@@ -265,6 +265,26 @@ SM_API int32_t sm_pool_stats(const sm_async *async, uint64_t handle, const void 
  * done. */
 SM_API int32_t sm_pool_close(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
 
+/* Starts a program that runs by itself: the guest keeps the end of its output, up to 256 KiB, and how it ends, for vm_attach. Handle:
+ * vm. Blocks until it is done. */
+SM_API int32_t sm_vm_spawn(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
+
+/* Attaches to a program that runs by itself: what the guest has kept of its output comes first, then what it writes. Any number may be
+ * attached. Closing the handle ends the attachment alone. Once one has got the exit status the guest forgets the program. Handle: vm.
+ * Blocks until it is done. */
+SM_API int32_t sm_vm_attach(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
+
+/* Has a program run on by itself: its streams and exec_wait end, and vm_attach attaches to it. Of an attachment it ends that alone.
+ * Handle: exec. Blocks until it is done. */
+SM_API int32_t sm_exec_detach(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
+
+/* Lists the programs that run in the VM, and those that run by themselves, have ended, and whose exit status nobody has got. Handle: vm.
+ * Blocks until it is done. */
+SM_API int32_t sm_vm_programs(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
+
+/* Writes files and runs programs one after another, until one of them fails. Handle: vm. Blocks until it is done. */
+SM_API int32_t sm_vm_chain(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
+
 /* Measures what a VM uses and has used, and asks its guest. Handle: vm. Blocks until it is done. */
 SM_API int32_t sm_vm_stats(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
 
@@ -300,6 +320,61 @@ SM_API int32_t sm_store_prune(const sm_async *async, uint64_t handle, const void
 /* Makes a snapshot that holds everything itself from one that holds the differences to others. Handle: store, or 0 for the user's own.
  * Blocks until it is done. */
 SM_API int32_t sm_store_flatten(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
+
+/* Describes a file of the guest. Handle: vm. Blocks until it is done. */
+SM_API int32_t sm_vm_stat(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
+
+/* Lists a directory of the guest, or all that is below it, however much that is. Handle: vm. Blocks until it is done. */
+SM_API int32_t sm_vm_list(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
+
+/* Returns the next entries of a list. Handle: entries. Blocks until it is done. */
+SM_API int32_t sm_entries_next(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
+
+/* Ends a list. Handle: entries. Blocks until it is done. */
+SM_API int32_t sm_entries_close(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
+
+/* Watches a file or a directory of the guest. It returns once changes are seen. Handle: vm. Blocks until it is done. */
+SM_API int32_t sm_vm_watch(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
+
+/* Waits for changes and returns them. Handle: watch. Blocks until it is done. */
+SM_API int32_t sm_watch_next(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
+
+/* Ends a watch. Handle: watch. Blocks until it is done. */
+SM_API int32_t sm_watch_close(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
+
+/* Makes a directory in the guest. Handle: vm. Blocks until it is done. */
+SM_API int32_t sm_vm_mkdir(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
+
+/* Removes a file, a link or an empty directory of the guest. Handle: vm. Blocks until it is done. */
+SM_API int32_t sm_vm_remove(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
+
+/* Gives a file or a directory of the guest another name. Handle: vm. Blocks until it is done. */
+SM_API int32_t sm_vm_rename(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
+
+/* Sets the permissions of a file of the guest. Handle: vm. Blocks until it is done. */
+SM_API int32_t sm_vm_chmod(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
+
+/* Sets the owner of a file of the guest. Handle: vm. Blocks until it is done. */
+SM_API int32_t sm_vm_chown(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
+
+/* Makes a symbolic link in the guest. Handle: vm. Blocks until it is done. */
+SM_API int32_t sm_vm_symlink(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
+
+/* Reads a file or a tree of the guest as a tar archive, a stream. After its end file_wait tells whether all of it was read. Unpack it as
+ * an archive that may be hostile. Handle: vm. Blocks until it is done. */
+SM_API int32_t sm_vm_pack(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
+
+/* Unpacks a tar archive that is written to a stream into a directory of the guest, and never outside of it. Shut the stream's writing
+ * side down or close it, then call file_wait, which tells how it went. Handle: vm. Blocks until it is done. */
+SM_API int32_t sm_vm_unpack(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
+
+/* Copies a file or a tree of the host into the guest, as cp -a does. An error leaves a part of the copy. Handle: vm. Blocks until it is
+ * done. */
+SM_API int32_t sm_vm_copy_in(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
+
+/* Copies a file or a tree of the guest to the host. Whatever is in the guest, nothing outside of the copy is written. An error leaves a
+ * part of the copy. Handle: vm. Blocks until it is done. */
+SM_API int32_t sm_vm_copy_out(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
 
 /* Starts a VM that goes on from an image's snapshot, with entropy, clock and host name of its own. It returns when the workload runs.
  * Handle: image. Blocks until it is done. */

@@ -1,11 +1,11 @@
 package api
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
 	"net"
-	"strings"
 	"time"
 
 	"github.com/supermachine/supermachine/core"
@@ -24,10 +24,19 @@ type program struct {
 	Workdir   string   `msgpack:"workdir" doc:"Working directory; default: the image's."`
 	User      string   `msgpack:"user" doc:"NAME|UID[:GROUP|GID]; default: the image's."`
 	TimeoutMS int64    `msgpack:"timeout_ms" doc:"The whole process group is killed after so many milliseconds; 0: never."`
+	Limits    []string `msgpack:"limits" doc:"Resource limits, NAME=SOFT[:HARD] as setrlimit has them: nofile=1024, cpu=10, as=1073741824:unlimited. They hold from the program's first instruction on."`
 }
 
-func (p program) exec() core.Exec {
-	return core.Exec{Args: p.Args, Env: p.Env, Dir: p.Workdir, User: p.User, Timeout: ms(p.TimeoutMS)}
+func (p program) exec() (core.Exec, error) {
+	req := core.Exec{Args: p.Args, Env: p.Env, Dir: p.Workdir, User: p.User, Timeout: ms(p.TimeoutMS)}
+	for _, s := range p.Limits {
+		l, err := core.ParseRlimit(s)
+		if err != nil {
+			return req, err
+		}
+		req.Limits = append(req.Limits, l)
+	}
+	return req, nil
 }
 
 // ms returns milliseconds as a duration. Those that a duration cannot hold are the longest it can.
@@ -56,13 +65,22 @@ func exitOf(st core.ExitStatus) exitStatus {
 
 type runOptions struct {
 	program
-	Stdin []byte `msgpack:"stdin" doc:"What the program reads from its standard input."`
+	Stdin     []byte `msgpack:"stdin" doc:"What the program reads from its standard input."`
+	MaxOutput int64  `msgpack:"max_output" doc:"How many bytes are kept of each stream; the program runs on and the rest is dropped. Default: 67108864, and more than that ends the program with an error."`
 }
 
 type runResult struct {
 	exitStatus
-	Stdout []byte `msgpack:"stdout" doc:"What it wrote, up to 64 MiB."`
-	Stderr []byte `msgpack:"stderr" doc:"What it wrote to standard error, up to 64 MiB."`
+	Stdout          []byte `msgpack:"stdout" doc:"What it wrote, as far as it was kept."`
+	Stderr          []byte `msgpack:"stderr" doc:"What it wrote to standard error, as far as it was kept."`
+	StdoutBytes     int64  `msgpack:"stdout_bytes" doc:"How much it wrote, what was dropped included."`
+	StderrBytes     int64  `msgpack:"stderr_bytes" doc:"How much it wrote to standard error."`
+	StdoutTruncated bool   `msgpack:"stdout_truncated" doc:"stdout is the beginning only: max_output was exceeded."`
+	StderrTruncated bool   `msgpack:"stderr_truncated" doc:"stderr is the beginning only."`
+}
+
+func runResultOf(out core.Output) runResult {
+	return runResult{exitOf(out.ExitStatus), out.Stdout, out.Stderr, out.StdoutBytes, out.StderrBytes, out.StdoutTruncated, out.StderrTruncated}
 }
 
 type execOptions struct {
@@ -77,6 +95,7 @@ type execOptions struct {
 
 type execResult struct {
 	Exec   uint64 `msgpack:"exec" holds:"handle" doc:"The program."`
+	ID     uint64 `msgpack:"id" doc:"Its number in the guest, for vm_attach."`
 	PID    int    `msgpack:"pid" doc:"Its process ID in the guest."`
 	Stdin  int    `msgpack:"stdin" holds:"fd" doc:"Write to it; close it to end the input. -1 if it was not asked for."`
 	Stdout int    `msgpack:"stdout" holds:"fd" doc:"Read from it until its end. -1 if it was not asked for."`
@@ -86,20 +105,32 @@ type execResult struct {
 func init() {
 	define("vm_run", KindVM, 0, "Runs a program to its end and collects its output.",
 		func(ctx context.Context, e *env, m *vm, o *runOptions) (runResult, error) {
-			req := o.exec()
-			if len(o.Stdin) > 0 {
-				req.Stdin = strings.NewReader(string(o.Stdin))
+			req, err := o.exec()
+			if err != nil {
+				return runResult{}, err
 			}
+			if len(o.Stdin) > 0 {
+				req.Stdin = bytes.NewReader(o.Stdin)
+			}
+			req.MaxOutput = o.MaxOutput
 			out, err := m.Run(ctx, req)
-			return runResult{exitOf(out.ExitStatus), out.Stdout, out.Stderr}, err
+			return runResultOf(out), err
 		})
 	define("vm_exec", KindVM, 0, "Starts a program and returns once it runs. Its streams are file descriptors that the caller owns.", startExec)
 	define("vm_start_workload", KindVM, 0, "Starts a program as the workload: it runs by itself, and gets the stop signal when the VM is stopped.",
 		func(ctx context.Context, e *env, m *vm, o *program) (None, error) {
-			return None{}, m.StartWorkload(ctx, o.exec())
+			req, err := o.exec()
+			if err != nil {
+				return None{}, err
+			}
+			return None{}, m.StartWorkload(ctx, req)
 		})
 	define("vm_follow", KindVM, 0, "Attaches to the workload: what the guest has kept of its output comes first, then what it writes. Closing the handle ends the following alone.",
-		followWorkload)
+		func(ctx context.Context, e *env, m *vm, _ *None) (execResult, error) {
+			return startStreams(ctx, e, m, wanted{stdout: true, stderr: true}, func(life context.Context) (*core.Process, error) {
+				return m.Follow(life, core.Attachment{Pipes: true})
+			})
+		})
 
 	define("exec_wait", KindExec, 0, "Waits until the program has ended. What it wrote can still be read from its streams.",
 		func(ctx context.Context, e *env, p *process, _ *None) (exitStatus, error) {
@@ -141,11 +172,23 @@ func init() {
 
 // startExec starts a program. It is killed when the VM's handle is closed.
 func startExec(ctx context.Context, e *env, m *vm, o *execOptions) (execResult, error) {
-	req := o.exec()
+	req, err := o.exec()
+	if err != nil {
+		return execResult{}, err
+	}
 	req.TTY, req.Rows, req.Cols, req.Pipes = o.TTY, o.Rows, o.Cols, true
+	return startStreams(ctx, e, m, wanted{o.Stdin, o.Stdout, o.Stderr && !o.TTY}, func(life context.Context) (*core.Process, error) { return m.Exec(life, req) })
+}
+
+// wanted says which streams a caller wants.
+type wanted struct{ stdin, stdout, stderr bool }
+
+// startStreams starts or attaches to a program whose streams are pipes, and gives those that are wanted to the caller. What begins lives as long as the
+// handle and the VM's.
+func startStreams(ctx context.Context, e *env, m *vm, w wanted, begin func(life context.Context) (*core.Process, error)) (execResult, error) {
 	life, cancel := context.WithCancel(m.use.context())
 	stop := context.AfterFunc(ctx, cancel) // while it starts
-	p, err := m.Exec(life, req)
+	p, err := begin(life)
 	if err == nil && !stop() {
 		err = ctx.Err()
 	}
@@ -154,9 +197,9 @@ func startExec(ctx context.Context, e *env, m *vm, o *execOptions) (execResult, 
 		return execResult{}, err
 	}
 	s := &streams{}
-	in, inFD, err1 := s.want(o.Stdin)
-	out, outFD, err2 := s.want(o.Stdout)
-	errOut, errFD, err3 := s.want(o.Stderr && !o.TTY)
+	in, inFD, err1 := s.want(w.stdin)
+	out, outFD, err2 := s.want(w.stdout)
+	errOut, errFD, err3 := s.want(w.stderr)
 	if err := errors.Join(err1, err2, err3); err != nil {
 		s.close()
 		cancel()
@@ -171,37 +214,7 @@ func startExec(ctx context.Context, e *env, m *vm, o *execOptions) (execResult, 
 			in.Close()
 		}()
 	}
-	return execResult{e.lib.handles.put(KindExec, &process{p, cancel}), p.PID(), inFD, outFD, errFD}, nil
-}
-
-func followWorkload(ctx context.Context, e *env, m *vm, _ *None) (execResult, error) {
-	life, cancel := context.WithCancel(m.use.context())
-	stop := context.AfterFunc(ctx, cancel)
-	s := &streams{}
-	out, outFD, err := s.add()
-	if err != nil {
-		cancel()
-		return execResult{}, err
-	}
-	errOut, errFD, err := s.add()
-	var p *core.Process
-	if err == nil {
-		p, err = m.Follow(life, out, errOut)
-	}
-	if err == nil && !stop() {
-		err = ctx.Err()
-	}
-	if err != nil {
-		cancel()
-		s.close()
-		return execResult{}, err
-	}
-	go func() {
-		p.Wait()
-		out.Close()
-		errOut.Close()
-	}()
-	return execResult{e.lib.handles.put(KindExec, &process{p, cancel}), p.PID(), -1, outFD, errFD}, nil
+	return execResult{e.lib.handles.put(KindExec, &process{p, cancel}), p.ID(), p.PID(), inFD, outFD, errFD}, nil
 }
 
 // copyIn hands what the caller writes to the program; with no conn the program's input is empty.

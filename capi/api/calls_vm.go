@@ -44,14 +44,21 @@ func (o attachOptions) parse() (volumes []core.Volume, mounts []core.Mount, err 
 	return volumes, mounts, nil
 }
 
+// lifeOptions say when a VM ends or rests by itself.
+type lifeOptions struct {
+	LifetimeMS    int64 `msgpack:"lifetime_ms" doc:"The VM is ended by force so many milliseconds after its start; 0: never."`
+	IdleTimeoutMS int64 `msgpack:"idle_timeout_ms" doc:"The VM is paused when it was not used for so many milliseconds: no program that was started, no file that is transferred and no connection. The next use wakes it up. 0: never."`
+}
+
 type startOptions struct {
 	attachOptions
+	lifeOptions
 	Name      string `msgpack:"name" doc:"The VM's name and host name, 1 to 63 of [a-zA-Z0-9-]; default: its ID."`
 	TimeoutMS int64  `msgpack:"timeout_ms" doc:"How long the guest may take until it answers; default 30000."`
 }
 
 func (o startOptions) start() (so core.StartOptions, err error) {
-	so = core.StartOptions{Name: o.Name, Timeout: ms(o.TimeoutMS)}
+	so = core.StartOptions{Name: o.Name, Timeout: ms(o.TimeoutMS), Lifetime: ms(o.LifetimeMS), IdleTimeout: ms(o.IdleTimeoutMS)}
 	so.Volumes, so.Mounts, err = o.parse()
 	return so, err
 }
@@ -59,6 +66,7 @@ func (o startOptions) start() (so core.StartOptions, err error) {
 type bootOptions struct {
 	pullOptions
 	attachOptions
+	lifeOptions
 	Name       string `msgpack:"name" doc:"The VM's name and host name, 1 to 63 of [a-zA-Z0-9-]; default: its ID."`
 	MemoryMiB  int    `msgpack:"memory_mib" doc:"RAM, 64 to 524288; default 256."`
 	VCPUs      int    `msgpack:"vcpus" doc:"1 to 8; default 1."`
@@ -67,7 +75,7 @@ type bootOptions struct {
 }
 
 type endResult struct {
-	Reason string `msgpack:"reason" doc:"stopped, powered off, rebooted, kernel panic, crashed or host failure."`
+	Reason string `msgpack:"reason" doc:"stopped, powered off, rebooted, kernel panic, crashed, host failure or expired."`
 	Detail string `msgpack:"detail" doc:"The kernel's message, or the host's error; else empty."`
 }
 
@@ -85,6 +93,7 @@ type vmInfo struct {
 	Running      bool   `msgpack:"running" doc:"It has not ended."`
 	EndReason    string `msgpack:"end_reason" doc:"Why it has ended, as vm_wait says; empty while it runs."`
 	EndDetail    string `msgpack:"end_detail" doc:"More of that."`
+	Asleep       bool   `msgpack:"asleep" doc:"It is paused because nobody has used it for its idle timeout."`
 	BalloonBytes int64  `msgpack:"balloon_bytes" doc:"Memory that the guest says it has given up."`
 }
 
@@ -113,7 +122,7 @@ func init() {
 			}
 			cfg := core.Config{
 				Name: o.Name, MemoryMiB: o.MemoryMiB, VCPUs: o.VCPUs, ScratchMiB: o.ScratchMiB, BootTimeout: ms(o.TimeoutMS),
-				AssetsDir: s.assets, StateDir: s.dir,
+				AssetsDir: s.assets, StateDir: s.dir, Lifetime: ms(o.LifetimeMS), IdleTimeout: ms(o.IdleTimeoutMS),
 			}
 			if cfg.Volumes, cfg.Mounts, err = o.parse(); err != nil {
 				return vmResult{}, err
@@ -137,7 +146,7 @@ func init() {
 			r := vmInfo{
 				ID: m.ID(), Name: m.Name(), RestoreID: m.RestoreID(), Ref: m.Image().Ref, Digest: m.Image().Digest, MemoryMiB: cfg.MemoryMiB,
 				VCPUs: cfg.VCPUs, ScratchMiB: cfg.ScratchMiB, GuestPort: m.GuestPort(), StartedMS: m.Started().UnixMilli(), Running: true,
-				BalloonBytes: m.Balloon(),
+				Asleep: m.Asleep(), BalloonBytes: m.Balloon(),
 			}
 			select {
 			case <-m.Done():

@@ -21,6 +21,17 @@ func decode(data []byte, into reflect.Value) error {
 	}
 	r := bytes.NewReader(data)
 	d := msgpack.NewDecoder(r)
+	if err := structure(d, r, into); err != nil {
+		return err
+	}
+	if r.Len() > 0 {
+		return fmt.Errorf("%d bytes follow the map", r.Len())
+	}
+	return nil
+}
+
+// structure reads a map into a struct.
+func structure(d *msgpack.Decoder, r *bytes.Reader, into reflect.Value) error {
 	n, err := length(d, r, isMap, "a map")
 	if err != nil {
 		return err
@@ -43,9 +54,6 @@ func decode(data []byte, into reflect.Value) error {
 		if err := value(d, r, into.FieldByIndex(f.Index)); err != nil {
 			return fmt.Errorf("%s: %w", key, err)
 		}
-	}
-	if r.Len() > 0 {
-		return fmt.Errorf("%d bytes follow the map", r.Len())
 	}
 	return nil
 }
@@ -132,6 +140,8 @@ func value(d *msgpack.Decoder, r *bytes.Reader, into reflect.Value) error {
 		return unsigned(d, c, into)
 	case reflect.Slice:
 		return slice(d, r, into)
+	case reflect.Struct:
+		return structure(d, r, into)
 	}
 	panic("no such option: " + into.Type().String())
 }

@@ -15,7 +15,7 @@ func TypeScript() string {
 	t := typescript{written: map[reflect.Type]string{}}
 	t.b.WriteString("// Made by `make abi` from the table in capi/api.\n\nimport { Image, Store, SupermachineError } from './index';\n")
 	for _, c := range calls {
-		t.options(pascal(c.Name)+"Options", c)
+		t.options(pascal(c.Name)+"Options", c.Doc, c.Options)
 		t.result(pascal(c.Name)+"Result", c.Result)
 	}
 	t.b.WriteString("\n/** A class for each error code. */\nexport namespace errors {\n")
@@ -54,9 +54,9 @@ func (t *typescript) doc(f reflect.StructField) string {
 
 var snake = regexp.MustCompile(`\b[a-z]+(_[a-z0-9]+)+\b`)
 
-func (t *typescript) options(name string, c *Call) {
+func (t *typescript) options(name, doc string, typ reflect.Type) {
 	var rows strings.Builder
-	for _, f := range reflect.VisibleFields(c.Options) {
+	for _, f := range reflect.VisibleFields(typ) {
 		key := f.Tag.Get("msgpack")
 		if key == "" {
 			continue
@@ -65,7 +65,7 @@ func (t *typescript) options(name string, c *Call) {
 		if strings.Contains(f.Tag.Get("doc"), "required") {
 			mark = ""
 		}
-		kind := t.kind(f.Type)
+		kind := t.optionKind(f.Type)
 		switch {
 		case key == "env":
 			kind = "Record<string, string> | string[]"
@@ -81,8 +81,30 @@ func (t *typescript) options(name string, c *Call) {
 		fmt.Fprintf(&rows, "  /** %s */\n  %s%s: %s;\n", t.doc(f), camel(key), mark, kind)
 	}
 	if rows.Len() > 0 {
-		fmt.Fprintf(&t.b, "\n/** %s */\nexport interface %s {\n%s}\n", c.Doc, name, rows.String())
+		fmt.Fprintf(&t.b, "\n/** %s */\nexport interface %s {\n%s}\n", doc, name, rows.String())
 	}
+}
+
+// optionKind is kind for what a caller gives: of a struct only what is required must be there.
+func (t *typescript) optionKind(typ reflect.Type) string {
+	if typ.Kind() == reflect.Slice && typ.Elem().Kind() == reflect.Struct {
+		return t.optionKind(typ.Elem()) + "[]"
+	}
+	if typ.Kind() != reflect.Struct {
+		return t.kind(typ)
+	}
+	if _, ok := t.written[typ]; !ok {
+		name := strings.ToUpper(typ.Name()[:1]) + typ.Name()[1:]
+		t.written[typ] = name
+		t.options(name, nestedDocs[typ], typ)
+	}
+	return t.written[typ]
+}
+
+// nestedDocs say what the structs are that options hold.
+var nestedDocs = map[reflect.Type]string{
+	reflect.TypeFor[chainFile](): "A file that a chain writes.",
+	reflect.TypeFor[program]():   "What to run.",
 }
 
 // result writes a result's interface: what it has besides handles and file descriptors.
@@ -104,6 +126,9 @@ func (t *typescript) result(name string, typ reflect.Type) {
 }
 
 func (t *typescript) kind(typ reflect.Type) string {
+	if typ == reflect.TypeFor[guestText]() {
+		return "string | Buffer"
+	}
 	switch kindName(typ) {
 	case "str":
 		return "string"

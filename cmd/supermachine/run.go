@@ -199,7 +199,7 @@ func (f *runFlags) program(ctx context.Context, vm *core.VM, attach bool, entry 
 		req.Stdout, req.Stderr = entry.Log(), entry.Log()
 	}
 	if attach {
-		p, err := vm.Follow(ctx, req.Stdout, req.Stderr)
+		p, err := vm.Follow(ctx, core.Attachment{Stdout: req.Stdout, Stderr: req.Stderr})
 		if err != nil {
 			return nil, err
 		}

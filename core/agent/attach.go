@@ -48,8 +48,7 @@ func (c *Client) join(ctx context.Context, wr wire.Request, req AttachRequest) (
 	return p, err
 }
 
-// ID returns the program's number for Client.Attach: the guest gives it once in its life, which copies of it continue. 0 is none: the guest's agent
-// is an old one, in an old snapshot.
+// ID returns the program's number for Client.Attach: the guest gives it once in its life, which copies of it continue.
 func (p *Process) ID() uint64 { return p.id }
 
 // Detach makes a running program run on by itself, as ExecRequest.Detach does from the start: Wait returns ErrDetached when all output up to then is

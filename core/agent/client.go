@@ -42,6 +42,8 @@ type Client struct {
 	w       *wire.Writer
 	opening chan struct{} // holds a token while a stream gets its number and its Open frame is queued, as numbers only rise
 
+	use func() (end func()) // of TrackUse, may be nil
+
 	mu      sync.Mutex
 	last    uint32 // newest stream
 	streams map[uint32]*stream
@@ -66,6 +68,10 @@ func newClient(conn net.Conn) *Client {
 	c.w = wire.NewWriter(conn, func(err error) { c.fail(fmt.Errorf("%w: %w", ErrClosed, err)) })
 	return c
 }
+
+// TrackUse has begin called before each request and what it returns after it: a request that lasts, such as following a program, is over in this sense
+// once it is answered. It must be called before any request is made.
+func (c *Client) TrackUse(begin func() (end func())) { c.use = begin }
 
 // Close ends the connection; everything under way on it fails, and what it runs in the guest is killed.
 func (c *Client) Close() error {

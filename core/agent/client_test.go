@@ -308,7 +308,7 @@ func FuzzClient(f *testing.F) {
 			func() { c.Thaw(ctx, &Identity{ID: "x"}) },
 			func() { c.StartWorkload(ctx, ExecRequest{Args: []string{"x"}}) },
 			func() {
-				if p, err := c.Follow(ctx, io.Discard, nil); err == nil {
+				if p, err := c.Follow(ctx, AttachRequest{Stdout: io.Discard}); err == nil {
 					p.Wait()
 				}
 			},

@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"io"
 	"net"
 
 	"github.com/supermachine/supermachine/core/agent/wire"
@@ -61,6 +60,6 @@ func (c *Client) StartWorkload(ctx context.Context, req ExecRequest) error {
 // Follow attaches to the workload that StartWorkload started, perhaps in the guest that this one was copied from: what the guest has kept of
 // its output (256 KiB) comes first, then what it writes. The Process ends with the workload; signals go to it; when ctx is done only the
 // following ends. An *Error says that there is no workload.
-func (c *Client) Follow(ctx context.Context, stdout, stderr io.Writer) (*Process, error) {
-	return c.join(ctx, wire.Request{Follow: &wire.Empty{}}, AttachRequest{Stdout: stdout, Stderr: stderr})
+func (c *Client) Follow(ctx context.Context, to AttachRequest) (*Process, error) {
+	return c.join(ctx, wire.Request{Follow: &wire.Empty{}}, to)
 }

@@ -206,7 +206,7 @@ func TestAWorkloadIsStartedDetached(t *testing.T) {
 
 	var out, errs bytes.Buffer
 	followed := later(func() error {
-		p, err := c.Follow(testContext(t), &out, &errs)
+		p, err := c.Follow(testContext(t), AttachRequest{Stdout: &out, Stderr: &errs})
 		if err != nil {
 			return err
 		}
@@ -233,7 +233,7 @@ func TestASilentGuestHoldsUpNoFreeze(t *testing.T) {
 	require.ErrorIs(t, c.Thaw(ctx, nil), context.DeadlineExceeded)
 	require.ErrorIs(t, c.Freeze(ctx, false), context.DeadlineExceeded)
 	require.ErrorIs(t, c.StartWorkload(ctx, ExecRequest{Args: []string{"x"}}), context.DeadlineExceeded)
-	_, err := c.Follow(ctx, nil, nil)
+	_, err := c.Follow(ctx, AttachRequest{})
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 	require.NoError(t, c.Close())
 }

@@ -92,20 +92,12 @@ func (c *Client) Exec(ctx context.Context, req ExecRequest) (*Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	if p.id == 0 && len(req.Limits) > 0 {
-		p.s.abandon(errOldAgent)
-		p.stop()
-		return nil, errOldAgent
-	}
 	if req.Detach {
 		_, err = p.s.finish(ctx)
 		p.stop()
 	}
 	return p, err
 }
-
-// errOldAgent keeps a program from running without the limits that it was to have, in a guest of an old snapshot.
-var errOldAgent = &Error{Kind: wire.KindInvalid, Message: "the guest's agent is too old to limit a program's resources"}
 
 // start makes a request that has the streams of a program.
 func (c *Client) start(ctx context.Context, wr wire.Request, req ExecRequest) (*Process, error) {

@@ -16,6 +16,8 @@ type stream struct {
 	in       *wire.Outbox
 	out, err *wire.Inbox
 
+	unuse   func()          // ends the use that TrackUse's function was told of
+	lasts   bool            // the use is over with the reply
 	replied chan wire.Reply // at most one
 	answers int             // replies seen; of the reading goroutine
 	ended   chan struct{}
@@ -27,7 +29,17 @@ type stream struct {
 
 // open starts a request.
 func (c *Client) open(ctx context.Context, req wire.Request) (*stream, error) {
-	s := &stream{c: c, replied: make(chan wire.Reply, 1), ended: make(chan struct{})}
+	s := &stream{c: c, replied: make(chan wire.Reply, 1), ended: make(chan struct{}), unuse: func() {}}
+	if c.use != nil {
+		s.unuse = c.use()
+		s.lasts = req.Follow != nil || req.Attach != nil || req.Reverse != nil || req.Files != nil && req.Files.Watch != nil
+	}
+	opened := false
+	defer func() {
+		if !opened {
+			s.unuse()
+		}
+	}()
 	select {
 	case c.opening <- struct{}{}:
 		defer func() { <-c.opening }()
@@ -47,6 +59,7 @@ func (c *Client) open(ctx context.Context, req wire.Request) (*stream, error) {
 	c.mu.Unlock()
 	err := c.w.Send(ctx.Done(), wire.TypeOpen, s.id, 0, req)
 	if err == nil {
+		opened = true
 		return s, nil
 	}
 	c.forget(s)
@@ -86,6 +99,9 @@ func (s *stream) dispatch(f wire.Frame) error {
 			return fmt.Errorf("%w: a second reply on stream %d", wire.ErrProtocol, s.id)
 		}
 		s.replied <- r
+		if s.lasts {
+			s.unuse()
+		}
 		return nil
 	case wire.TypeData, wire.TypeEOF:
 		inbox := s.out
@@ -142,6 +158,7 @@ func (s *stream) end(r wire.Result, err error) {
 			r.Error.Message = printable(r.Error.Message)
 			s.failure = r.Error
 		}
+		s.unuse()
 		s.in.Close()
 		s.out.Close(err)
 		s.err.Close(err)

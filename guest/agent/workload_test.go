@@ -30,7 +30,7 @@ func follow(t testing.TB, c *agent.Client) *follower {
 	t.Helper()
 	f := &follower{}
 	var err error
-	f.Process, err = c.Follow(testContext(t), &f.out, &f.err)
+	f.Process, err = c.Follow(testContext(t), agent.AttachRequest{Stdout: &f.out, Stderr: &f.err})
 	require.NoError(t, err)
 	return f
 }
@@ -102,12 +102,12 @@ func TestAWorkloadsTimeoutHolds(t *testing.T) {
 func TestAWorkloadThatHasNotStarted(t *testing.T) {
 	g := newGuest(t)
 	c := g.client(t)
-	_, err := c.Follow(testContext(t), nil, nil)
+	_, err := c.Follow(testContext(t), agent.AttachRequest{})
 	invalid(t, err, "no workload was started")
 	var e *agent.Error
 	require.ErrorAs(t, c.StartWorkload(testContext(t), agent.ExecRequest{Args: []string{"nope"}}), &e)
 	require.Equal(t, wire.KindCommandNotFound, e.Kind)
-	_, err = c.Follow(testContext(t), nil, nil)
+	_, err = c.Follow(testContext(t), agent.AttachRequest{})
 	invalid(t, err, "no workload was started")
 	require.False(t, running(t, c))
 }
@@ -171,10 +171,10 @@ func TestAFollowerThatDoesNotReadHoldsUpNobody(t *testing.T) {
 	start(t, c, `until [ -e /tmp/go ]; do sleep 0.01; done; dd if=/dev/zero bs=100000 count=200 2>/dev/null; echo full
 		until [ -e /tmp/end ]; do sleep 0.01; done; exit 3`)
 	slow := blocking{make(chan struct{})}
-	held, err := g.client(t).Follow(testContext(t), slow, nil)
+	held, err := g.client(t).Follow(testContext(t), agent.AttachRequest{Stdout: slow})
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(testContext(t))
-	given, err := c.Follow(ctx, slow, nil)
+	given, err := c.Follow(ctx, agent.AttachRequest{Stdout: slow})
 	require.NoError(t, err)
 	run(t, c, "touch /tmp/go")
 	quick := follow(t, c)
@@ -196,7 +196,7 @@ func TestGivingUpFollowingLeavesTheWorkloadAlone(t *testing.T) {
 	c := g.client(t)
 	start(t, c, "trap 'exit 4' USR2; echo ready; while true; do sleep 0.01; done")
 	ctx, cancel := context.WithCancel(testContext(t))
-	f, err := c.Follow(ctx, nil, nil)
+	f, err := c.Follow(ctx, agent.AttachRequest{})
 	require.NoError(t, err)
 	cancel()
 	_, err = f.Wait()

@@ -14,8 +14,12 @@ export interface VMRunOptions {
   user?: string;
   /** The whole process group is killed after so many milliseconds; 0: never. */
   timeoutMs?: number;
+  /** Resource limits, NAME=SOFT[:HARD] as setrlimit has them: nofile=1024, cpu=10, as=1073741824:unlimited. They hold from the program's first instruction on. */
+  limits?: string[];
   /** What the program reads from its standard input. */
   stdin?: Uint8Array | string;
+  /** How many bytes are kept of each stream; the program runs on and the rest is dropped. Default: 67108864, and more than that ends the program with an error. */
+  maxOutput?: number;
 }
 
 export interface VMRunResult {
@@ -35,10 +39,18 @@ export interface VMRunResult {
   systemUs: number;
   /** Most memory resident at once, in bytes. */
   maxRss: number;
-  /** What it wrote, up to 64 MiB. */
+  /** What it wrote, as far as it was kept. */
   stdout: Buffer;
-  /** What it wrote to standard error, up to 64 MiB. */
+  /** What it wrote to standard error, as far as it was kept. */
   stderr: Buffer;
+  /** How much it wrote, what was dropped included. */
+  stdoutBytes: number;
+  /** How much it wrote to standard error. */
+  stderrBytes: number;
+  /** stdout is the beginning only: maxOutput was exceeded. */
+  stdoutTruncated: boolean;
+  /** stderr is the beginning only. */
+  stderrTruncated: boolean;
 }
 
 /** Starts a program and returns once it runs. Its streams are file descriptors that the caller owns. */
@@ -53,6 +65,8 @@ export interface VMExecOptions {
   user?: string;
   /** The whole process group is killed after so many milliseconds; 0: never. */
   timeoutMs?: number;
+  /** Resource limits, NAME=SOFT[:HARD] as setrlimit has them: nofile=1024, cpu=10, as=1073741824:unlimited. They hold from the program's first instruction on. */
+  limits?: string[];
   /** Give a stream for standard input; else it is empty. */
   stdin?: boolean;
   /** Give a stream for standard output; else it is dropped. */
@@ -68,6 +82,8 @@ export interface VMExecOptions {
 }
 
 export interface VMExecResult {
+  /** Its number in the guest, for vm_attach. */
+  id: number;
   /** Its process ID in the guest. */
   pid: number;
 }
@@ -84,6 +100,8 @@ export interface VMStartWorkloadOptions {
   user?: string;
   /** The whole process group is killed after so many milliseconds; 0: never. */
   timeoutMs?: number;
+  /** Resource limits, NAME=SOFT[:HARD] as setrlimit has them: nofile=1024, cpu=10, as=1073741824:unlimited. They hold from the program's first instruction on. */
+  limits?: string[];
 }
 
 export type VMFollowResult = VMExecResult;
@@ -125,6 +143,10 @@ export interface ExecResizeOptions {
 export interface VMReadFileOptions {
   /** In the guest, absolute; required. */
   path: string;
+  /** Where to begin, in bytes; default 0. Past the end there is nothing to read. */
+  offset?: number;
+  /** How many bytes to read at most; default: to the end. */
+  length?: number;
   /** A larger file is an error; default and most: 67108864. vm_open_file reads files of any size. */
   maxBytes?: number;
 }
@@ -140,6 +162,14 @@ export interface VMWriteFileOptions {
   path: string;
   /** Permission bits; default 0644. */
   mode?: number;
+  /** NAME|UID[:GROUP|GID] of the image's accounts; default: root. */
+  owner?: string;
+  /** Add to the end of the file, which is made if there is none. This is not atomic. */
+  append?: boolean;
+  /** Write over the contents of an existing file, from offset on, whose mode and owner stay. This is not atomic. */
+  inPlace?: boolean;
+  /** With inPlace: where to begin, in bytes; default 0. */
+  offset?: number;
   /** What shall be in it. */
   data?: Uint8Array | string;
 }
@@ -148,6 +178,10 @@ export interface VMWriteFileOptions {
 export interface VMOpenFileOptions {
   /** In the guest, absolute; required. */
   path: string;
+  /** Where to begin, in bytes; default 0. Past the end there is nothing to read. */
+  offset?: number;
+  /** How many bytes to read at most; default: to the end. */
+  length?: number;
 }
 
 /** Creates or replaces a file of the guest with what is written to a stream. Shut the stream's writing side down or close it, then call file_wait: only then the file appears under its name. file_close before that leaves the old file. */
@@ -156,6 +190,14 @@ export interface VMCreateFileOptions {
   path: string;
   /** Permission bits; default 0644. */
   mode?: number;
+  /** NAME|UID[:GROUP|GID] of the image's accounts; default: root. */
+  owner?: string;
+  /** Add to the end of the file, which is made if there is none. This is not atomic. */
+  append?: boolean;
+  /** Write over the contents of an existing file, from offset on, whose mode and owner stay. This is not atomic. */
+  inPlace?: boolean;
+  /** With inPlace: where to begin, in bytes; default 0. */
+  offset?: number;
 }
 
 /** Opens a byte stream to a TCP port on the guest's loopback address. */
@@ -435,6 +477,130 @@ export type PoolAcquireResult = ImageAcquireResult;
 
 export type PoolStatsResult = ImagePoolStatsResult;
 
+/** Starts a program that runs by itself: the guest keeps the end of its output, up to 256 KiB, and how it ends, for vm_attach. */
+export interface VMSpawnOptions {
+  /** The program and its arguments; required. A program without a slash is looked up in the guest's PATH. */
+  args: (string | Uint8Array)[];
+  /** NAME=value, over the image's environment. */
+  env?: Record<string, string> | string[];
+  /** Working directory; default: the image's. */
+  workdir?: string;
+  /** NAME|UID[:GROUP|GID]; default: the image's. */
+  user?: string;
+  /** The whole process group is killed after so many milliseconds; 0: never. */
+  timeoutMs?: number;
+  /** Resource limits, NAME=SOFT[:HARD] as setrlimit has them: nofile=1024, cpu=10, as=1073741824:unlimited. They hold from the program's first instruction on. */
+  limits?: string[];
+  /** Run it on a terminal. */
+  tty?: boolean;
+  /** Size of the terminal; default 24. */
+  rows?: number;
+  /** Size of the terminal; default 80. */
+  cols?: number;
+  /** Leave its input open for who attaches; else it is empty. */
+  stdin?: boolean;
+}
+
+export interface VMSpawnResult {
+  /** Its number in the guest, for vm_attach; copies of the VM have it too. */
+  id: number;
+  /** Its process ID in the guest. */
+  pid: number;
+}
+
+/** Attaches to a program that runs by itself: what the guest has kept of its output comes first, then what it writes. Any number may be attached. Closing the handle ends the attachment alone. Once one has got the exit status the guest forgets the program. */
+export interface VMAttachOptions {
+  /** The program's number; required. */
+  id: number;
+  /** Give a stream for its standard input. */
+  stdin?: boolean;
+  /** Give a stream for its standard output; else that is dropped. */
+  stdout?: boolean;
+  /** Give a stream for its standard error; else that is dropped. */
+  stderr?: boolean;
+}
+
+export type VMAttachResult = VMExecResult;
+
+export interface ProgramInfo {
+  /** Its number, for vm_attach. */
+  id: number;
+  /** Its process ID in the guest. */
+  pid: number;
+  /** The program and its arguments, at most 4096 bytes of them. */
+  args: string | Buffer[];
+  /** The user's number. */
+  uid: number;
+  /** When it was started, by the guest's clock, in milliseconds since 1970. */
+  startedMs: number;
+  /** It is the workload. */
+  workload: boolean;
+  /** It runs by itself: vm_attach attaches to it. */
+  detached: boolean;
+  /** It runs on a terminal. */
+  tty: boolean;
+  /** It has ended, and nobody has got its exit status yet. */
+  ended: boolean;
+}
+
+export interface VMProgramsResult {
+  /** One map for each, the oldest first: at most 4096. */
+  programs: ProgramInfo[];
+  /** There are more. */
+  more: boolean;
+}
+
+/** A file that a chain writes. */
+export interface ChainFile {
+  /** In the guest, absolute; required. */
+  path: string;
+  /** What shall be in it. */
+  data?: Uint8Array | string;
+  /** Permission bits; default 0644. */
+  mode?: number;
+  /** NAME|UID[:GROUP|GID]; default: root. */
+  owner?: string;
+}
+
+/** What to run. */
+export interface Program {
+  /** The program and its arguments; required. A program without a slash is looked up in the guest's PATH. */
+  args: (string | Uint8Array)[];
+  /** NAME=value, over the image's environment. */
+  env?: Record<string, string> | string[];
+  /** Working directory; default: the image's. */
+  workdir?: string;
+  /** NAME|UID[:GROUP|GID]; default: the image's. */
+  user?: string;
+  /** The whole process group is killed after so many milliseconds; 0: never. */
+  timeoutMs?: number;
+  /** Resource limits, NAME=SOFT[:HARD] as setrlimit has them: nofile=1024, cpu=10, as=1073741824:unlimited. They hold from the program's first instruction on. */
+  limits?: string[];
+}
+
+/** Writes files and runs programs one after another, until one of them fails. */
+export interface VMChainOptions {
+  /** Files that are written first. */
+  files?: ChainFile[];
+  /** Programs that run after that, one after another; required. */
+  commands: Program[];
+  /** A program that fails does not keep the others from running. */
+  continueOnError?: boolean;
+  /** For all together, in milliseconds; 0: none. */
+  timeoutMs?: number;
+  /** Of each program, as in vm_run. */
+  maxOutput?: number;
+}
+
+export interface VMChainResult {
+  /** Of the programs that were run, in order, with the keys of vm_run. */
+  outputs: VMRunResult[];
+  /** Which was the first to fail, counted from 0; -1: none. */
+  failed: number;
+  /** Why a program could not be run; empty if all were. */
+  error: string;
+}
+
 export interface VMStatsResult {
   /** Since the guest first answered, in milliseconds. */
   timeMs: number;
@@ -576,12 +742,208 @@ export interface StoreFlattenResult {
   id: string;
 }
 
+/** Describes a file of the guest. */
+export interface VMStatOptions {
+  /** In the guest, absolute; required. */
+  path: string;
+  /** A symbolic link means itself, and not what it points to. */
+  noFollow?: boolean;
+}
+
+export interface VMStatResult {
+  /** As it was asked for, or below the directory that is listed. Check it before you use it as a path on the host: it is the guest's. */
+  path: string | Buffer;
+  /** file, directory, symlink, fifo, socket, block or char. */
+  type: string;
+  /** Bytes of a file, or of a link's target. */
+  size: number;
+  /** Permission bits with set-user-ID, set-group-ID and sticky: 07777. */
+  mode: number;
+  /** The owner's number. */
+  uid: number;
+  /** The group's number. */
+  gid: number;
+  /** When its contents last changed, in milliseconds since 1970. */
+  mtimeMs: number;
+  /** Of a symbolic link; else empty. */
+  target: string | Buffer;
+  /** How many names it has. */
+  links: number;
+  /** Why it could not be examined, or a directory not be read to its end; else empty. */
+  error: string;
+}
+
+/** Lists a directory of the guest, or all that is below it, however much that is. */
+export interface VMListOptions {
+  /** In the guest, absolute; required. */
+  path: string;
+  /** How deep to go: 1, the default, is the directory's own entries; -1 is everything. Links are not followed. */
+  depth?: number;
+  /** Leave out what is mounted below. */
+  oneFileSystem?: boolean;
+}
+
+export interface EntriesNextResult {
+  /** The next of them, up to 1024, with the keys of vm_stat; none at the end. */
+  entries: VMStatResult[];
+}
+
+/** Watches a file or a directory of the guest. It returns once changes are seen. */
+export interface VMWatchOptions {
+  /** In the guest, absolute; required. */
+  path: string;
+  /** And everything below a directory, also what is made later. */
+  recursive?: boolean;
+}
+
+export interface FileEvent {
+  /** created, modified, removed, renamed, attributes, or overflow: events were lost. */
+  op: string;
+  /** Below the directory that is watched; . is what is watched itself. */
+  path: string | Buffer;
+  /** Of renamed: the old path. */
+  from: string | Buffer;
+  /** It is a directory's. */
+  dir: boolean;
+}
+
+export interface WatchNextResult {
+  /** What has happened since the last call, up to 1024 events; none once what was watched is gone. */
+  events: FileEvent[];
+}
+
+/** Makes a directory in the guest. */
+export interface VMMkdirOptions {
+  /** In the guest, absolute; required. */
+  path: string;
+  /** Permission bits, up to 07777; default 0755. */
+  mode?: number;
+  /** And the directories that it is in, with mode 0755; one that exists is no error. */
+  parents?: boolean;
+  /** NAME|UID[:GROUP|GID] of the image's accounts, of all that are made; default: root. */
+  owner?: string;
+}
+
+/** Removes a file, a link or an empty directory of the guest. */
+export interface VMRemoveOptions {
+  /** In the guest, absolute; required. */
+  path: string;
+  /** And everything in a directory. Links are not followed. */
+  recursive?: boolean;
+}
+
+/** Gives a file or a directory of the guest another name. */
+export interface VMRenameOptions {
+  /** In the guest, absolute; required. */
+  path: string;
+  /** The new path, in the same file system; required. What has it is replaced. */
+  to: string;
+  /** Replace nothing: what has the new name is an error. */
+  noReplace?: boolean;
+}
+
+/** Sets the permissions of a file of the guest. */
+export interface VMChmodOptions {
+  /** In the guest, absolute; required. */
+  path: string;
+  /** Permission bits, up to 07777; required. */
+  mode: number;
+  /** And of everything below. Links are left alone. */
+  recursive?: boolean;
+}
+
+/** Sets the owner of a file of the guest. */
+export interface VMChownOptions {
+  /** In the guest, absolute; required. */
+  path: string;
+  /** NAME|UID[:GROUP|GID] of the image's accounts, or :GROUP alone; required. */
+  owner: string;
+  /** And of everything below; links get the owner themselves. */
+  recursive?: boolean;
+  /** A symbolic link means itself, and not what it points to. */
+  noFollow?: boolean;
+}
+
+/** Makes a symbolic link in the guest. */
+export interface VMSymlinkOptions {
+  /** In the guest, absolute; required. */
+  path: string;
+  /** What it points to; required. */
+  target: string;
+}
+
+/** Reads a file or a tree of the guest as a tar archive, a stream. After its end file_wait tells whether all of it was read. Unpack it as an archive that may be hostile. */
+export interface VMPackOptions {
+  /** In the guest, absolute; required. */
+  path: string;
+  /** Leave out what is mounted below. */
+  oneFileSystem?: boolean;
+}
+
+/** Unpacks a tar archive that is written to a stream into a directory of the guest, and never outside of it. Shut the stream's writing side down or close it, then call file_wait, which tells how it went. */
+export interface VMUnpackOptions {
+  /** In the guest, absolute; required. */
+  path: string;
+  /** Keep owners, by number. */
+  owners?: boolean;
+  /** Else files belong to NAME|UID[:GROUP|GID] of the image's accounts; default: root. */
+  owner?: string;
+  /** Keep set-user-ID and set-group-ID bits. */
+  setuid?: boolean;
+  /** Make devices and FIFOs; else they are an error. */
+  special?: boolean;
+  /** Leave devices and FIFOs out. */
+  skipSpecial?: boolean;
+}
+
+/** Copies a file or a tree of the host into the guest, as cp -a does. An error leaves a part of the copy. */
+export interface VMCopyInOptions {
+  /** What to copy; required. With /. at its end it means what is in the directory. */
+  source: string;
+  /** Where to: into it if it is a directory, else under that name; required. */
+  target: string;
+  /** Keep owners, by number. */
+  owners?: boolean;
+  /** Else files belong to NAME|UID[:GROUP|GID] of the image's accounts; default: root. */
+  owner?: string;
+  /** Keep set-user-ID and set-group-ID bits. */
+  setuid?: boolean;
+  /** Make devices and FIFOs; else they are an error. */
+  special?: boolean;
+  /** Leave devices and FIFOs out. */
+  skipSpecial?: boolean;
+}
+
+/** Copies a file or a tree of the guest to the host. Whatever is in the guest, nothing outside of the copy is written. An error leaves a part of the copy. */
+export interface VMCopyOutOptions {
+  /** What to copy; required. With /. at its end it means what is in the directory. */
+  source: string;
+  /** Where to: into it if it is a directory, else under that name; required. */
+  target: string;
+  /** Keep owners, by number, which takes root; else files belong to the caller. */
+  owners?: boolean;
+  /** Keep set-user-ID and set-group-ID bits. */
+  setuid?: boolean;
+  /** Leave devices and FIFOs out; else they are an error. */
+  skipSpecial?: boolean;
+  /** Leave out what is mounted in the tree. */
+  oneFileSystem?: boolean;
+  /** More than that in all files together is an error; default: no limit. */
+  maxBytes?: number;
+  /** More files and directories than that are an error; default: no limit. */
+  maxEntries?: number;
+}
+
 /** Starts a VM that goes on from an image's snapshot, with entropy, clock and host name of its own. It returns when the workload runs. */
 export interface VMStartOptions {
   /** Disks that are kept in files of the host: FILE:/PATH[:ro][:size=8G]. A file is made on first use, of 8 GiB unless size says another, and allocated as it is written. Six volumes and mounts are possible. */
   volumes?: string[];
   /** Directories of the host: DIR:/PATH[:ro][:symlinks=opaque|deny|follow]; opaque unless given. */
   mounts?: string[];
+  /** The VM is ended by force so many milliseconds after its start; 0: never. */
+  lifetimeMs?: number;
+  /** The VM is paused when it was not used for so many milliseconds: no program that was started, no file that is transferred and no connection. The next use wakes it up. 0: never. */
+  idleTimeoutMs?: number;
   /** The VM's name and host name, 1 to 63 of [a-zA-Z0-9-]; default: its ID. */
   name?: string;
   /** How long the guest may take until it answers; default 30000. */
@@ -604,6 +966,10 @@ export interface VMBootOptions {
   volumes?: string[];
   /** Directories of the host: DIR:/PATH[:ro][:symlinks=opaque|deny|follow]; opaque unless given. */
   mounts?: string[];
+  /** The VM is ended by force so many milliseconds after its start; 0: never. */
+  lifetimeMs?: number;
+  /** The VM is paused when it was not used for so many milliseconds: no program that was started, no file that is transferred and no connection. The next use wakes it up. 0: never. */
+  idleTimeoutMs?: number;
   /** The VM's name and host name, 1 to 63 of [a-zA-Z0-9-]; default: its ID. */
   name?: string;
   /** RAM, 64 to 524288; default 256. */
@@ -645,6 +1011,8 @@ export interface VMInfoResult {
   endReason: string;
   /** More of that. */
   endDetail: string;
+  /** It is paused because nobody has used it for its idle timeout. */
+  asleep: boolean;
   /** Memory that the guest says it has given up. */
   balloonBytes: number;
 }
@@ -656,7 +1024,7 @@ export interface VMSetBalloonOptions {
 }
 
 export interface VMWaitResult {
-  /** stopped, powered off, rebooted, kernel panic, crashed or host failure. */
+  /** stopped, powered off, rebooted, kernel panic, crashed, host failure or expired. */
   reason: string;
   /** The kernel's message, or the host's error; else empty. */
   detail: string;
