@@ -87,11 +87,7 @@ func (vm *VM) boot(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	attach, err := openAttachments(vm.cfg.Volumes, vm.cfg.Mounts, nil)
-	if err != nil {
-		return errors.Join(err, empty.Close())
-	}
-	devices, err := vm.devices(empty, attach)
+	devices, err := vm.devices(empty, nil)
 	if err != nil {
 		return err
 	}
@@ -111,10 +107,10 @@ func (vm *VM) boot(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := vm.connect(ctx); err != nil || len(attach.list) == 0 {
+	if err := vm.connect(ctx); err != nil || len(vm.own.FileSystems) == 0 && vm.own.Network == nil {
 		return err
 	}
-	return vm.agent.Mount(ctx, attach.list)
+	return vm.agent.Mount(ctx, vm.own)
 }
 
 // connect waits for the guest's agent.
@@ -195,14 +191,16 @@ func (vm *VM) initrd(assets Assets) ([][]byte, error) {
 	return [][]byte{base, extra.Bytes()}, err
 }
 
-// devices makes the VM's devices, with an empty writable layer over below, whose reference it takes over as it does with what is attached. init
-// knows the two disks by their order; a machine that restores a state must have the same devices in the same order.
-func (vm *VM) devices(below *layer, attach *attachments) (devices []virtio.Device, err error) {
+// devices makes the VM's devices, with an empty writable layer over below, whose reference it takes over. init knows the two disks by their order; a
+// machine that restores a state must have the same devices in the same order, but for its own network and what is attached, which are new to the guest.
+func (vm *VM) devices(below *layer, saved []virtio.State) (devices []virtio.Device, err error) {
 	defer func() {
 		if err != nil {
-			attach.close()
+			vm.closeNetwork()
 			for _, d := range devices {
-				d.Close()
+				if d != nil {
+					d.Close()
+				}
 			}
 		}
 	}()
@@ -225,8 +223,17 @@ func (vm *VM) devices(below *layer, attach *attachments) (devices []virtio.Devic
 	vm.vsock = vsock.New(vsock.Config{GuestCID: guestCID})
 	vm.balloon = balloon.New(balloon.Config{})
 	devices = append(devices, vm.vsock, rng.New(), console.New(console.Config{Log: vm.console}), vm.balloon)
-	devices = append(devices, make([]virtio.Device, firstAttachSlot-len(devices))...)
+	network, err := vm.openNetwork(vm.cfg.Network, saved)
+	if err != nil {
+		return devices, err
+	}
+	devices = append(devices, network)
+	attach, err := openAttachments(vm.cfg.Volumes, vm.cfg.Mounts, saved)
+	if err != nil {
+		return devices, err
+	}
 	devices = append(devices, attach.devices[:]...)
+	vm.own = agent.Mount{FileSystems: attach.list, Network: vm.guestNetwork()}
 	for _, d := range devices {
 		if disk, ok := d.(*block.Device); ok {
 			vm.disks = append(vm.disks, disk)

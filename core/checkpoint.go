@@ -63,7 +63,7 @@ func (vm *VM) freeze(ctx context.Context, lean bool) (*frozen, error) {
 // thaw lets the workload go on in the VM itself.
 func (f *frozen) thaw(ctx context.Context) error {
 	defer f.control.Close()
-	return f.control.Thaw(ctx, nil)
+	return f.control.Thaw(ctx, nil, agent.Mount{})
 }
 
 // capture is how a checkpoint is to be made.

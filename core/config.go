@@ -30,6 +30,9 @@ type Config struct {
 	// The next use wakes it up. 0: never.
 	IdleTimeout time.Duration
 
+	// Network, if set, lets the guest reach other computers.
+	Network *Network
+
 	Volumes []Volume // disks of the VM's own, MaxMounts together with Mounts
 	Mounts  []Mount  // directories of the host
 }
@@ -71,7 +74,7 @@ func (c Config) withDefaults(id string) (Config, error) {
 			return c, rangeError("check configuration", r.name, r.value, r.lo, r.hi, r.unit)
 		}
 	}
-	if err := checkAttachments(c.Volumes, c.Mounts); err != nil {
+	if err := errors.Join(c.Network.check(), checkAttachments(c.Volumes, c.Mounts)); err != nil {
 		return c, err
 	}
 	switch {

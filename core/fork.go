@@ -12,7 +12,7 @@ import (
 const MaxFork = 1024
 
 // ForkOptions say how children are made. The zero value gives them the defaults. A child whose StartOptions have no Volumes and Mounts, nil, gets
-// the mounts of the VM, and its volumes that are only read.
+// the mounts of the VM, and its volumes that are only read. One without a Network gets one like the VM's, if that has any.
 type ForkOptions struct {
 	// Child, if set, returns the options of child number i, 0 ≤ i < n.
 	Child func(i int) StartOptions
@@ -51,6 +51,9 @@ func (vm *VM) fork(ctx context.Context, n int, o ForkOptions) ([]*VM, error) {
 			}
 			if opts.Volumes == nil && opts.Mounts == nil {
 				opts.Volumes, opts.Mounts = vm.shared()
+			}
+			if opts.Network == nil {
+				opts.Network = vm.cfg.Network
 			}
 			child, err := cp.startGated(ctx, opts, nil)
 			if err != nil {

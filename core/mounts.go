@@ -22,7 +22,7 @@ const MaxMounts = wire.MaxFileSystems
 // The board's places: the devices that every VM has come first, in a fixed order. Those of volumes and mounts are twice as many as can be attached,
 // as a copy of a guest has what it is given besides what the original had, until the guest has let go of that.
 const (
-	firstAttachSlot = 7
+	firstAttachSlot = networkSlot + 1
 	attachSlots     = 2 * MaxMounts
 )
 
@@ -203,7 +203,7 @@ func newRevoked(s virtio.State) (virtio.Device, error) {
 
 // unusedSlots takes devices out of a saved state that the guest's drivers have let go of, so that the next copy has their places.
 func unusedSlots(st *machine.State) {
-	for i := firstAttachSlot; i < len(st.Devices); i++ {
+	for i := networkSlot; i < len(st.Devices); i++ {
 		if st.Devices[i].Status == 0 {
 			st.Devices[i] = virtio.State{}
 		}

@@ -24,6 +24,9 @@ type StartOptions struct {
 	Lifetime    time.Duration // as in Config
 	IdleTimeout time.Duration // as in Config
 
+	// Network is the VM's own, as in Config. Connections of the VM that was saved are reset.
+	Network *Network
+
 	// Volumes and Mounts are attached before the workload goes on, MaxMounts together. What was attached to the VM that was saved is gone: its
 	// places are empty unless something is given for them, and files that the workload had open there fail.
 	Volumes []Volume
@@ -52,7 +55,7 @@ func (c *checkpoint) prepare(o StartOptions) (vm *VM, err error) {
 	vm.op = trace.Begin(trace.Restore, vm.id)
 	cfg := c.cfg
 	cfg.Name, cfg.StateDir, cfg.BootTimeout = o.Name, o.StateDir, o.Timeout
-	cfg.Lifetime, cfg.IdleTimeout, cfg.Volumes, cfg.Mounts = o.Lifetime, o.IdleTimeout, o.Volumes, o.Mounts
+	cfg.Lifetime, cfg.IdleTimeout, cfg.Network, cfg.Volumes, cfg.Mounts = o.Lifetime, o.IdleTimeout, o.Network, o.Volumes, o.Mounts
 	setDefault(&cfg.BootTimeout, defaultStartTimeout)
 	if vm.cfg, err = cfg.withDefaults(vm.id); err != nil {
 		return nil, err
@@ -78,12 +81,7 @@ func (c *checkpoint) prepare(o StartOptions) (vm *VM, err error) {
 		return nil, errors.Join(err, memory.Release(mem))
 	}
 	vm.op.Step("map memory")
-	attach, err := openAttachments(cfg.Volumes, cfg.Mounts, c.state.Machine.Devices)
-	if err != nil {
-		return nil, errors.Join(err, memory.Release(mem))
-	}
-	vm.attached = attach.list
-	devices, err := vm.devices(c.disk.hold(), attach)
+	devices, err := vm.devices(c.disk.hold(), c.state.Machine.Devices)
 	if err != nil {
 		return nil, errors.Join(err, memory.Release(mem))
 	}
@@ -126,7 +124,7 @@ func (vm *VM) run(ctx context.Context, c *checkpoint) error {
 	defer cancel()
 	id := agent.Identity{ID: newID() + newID(), Entropy: make([]byte, agent.EntropySize), Time: time.Now(), Hostname: vm.cfg.Name}
 	rand.Read(id.Entropy)
-	if err := vm.agent.Thaw(wait, &id, vm.attached...); err != nil {
+	if err := vm.agent.Thaw(wait, &id, vm.own); err != nil {
 		return vm.startError(ctx, err)
 	}
 	vm.restoreID = id.ID

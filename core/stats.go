@@ -17,6 +17,7 @@ type Stats struct {
 	PageFaults   uint64        // as PageFaults; 0 where the host does not count them
 	PrivateBytes int64         // as PrivateBytes
 	Disk         DiskStats     // of all disks: the image, the writable layer and the volumes
+	Network      NetworkStats  // zeros without one
 	Guest        GuestStats    // what the guest says of itself
 }
 
@@ -46,6 +47,9 @@ func (vm *VM) Stats(ctx context.Context) (Stats, error) {
 		st.Disk.Flushes += one.Flushes
 		st.Disk.ReadBytes += one.ReadBytes
 		st.Disk.WrittenBytes += one.WrittenBytes
+	}
+	if vm.network != nil {
+		st.Network = vm.network.Stats()
 	}
 	if vm.isPaused() || vm.Asleep() {
 		return st, nil

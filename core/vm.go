@@ -13,6 +13,7 @@ import (
 	"github.com/supermachine/supermachine/core/admission"
 	"github.com/supermachine/supermachine/core/agent"
 	"github.com/supermachine/supermachine/core/machine"
+	"github.com/supermachine/supermachine/core/netstack"
 	"github.com/supermachine/supermachine/core/trace"
 	"github.com/supermachine/supermachine/core/virtio/balloon"
 	"github.com/supermachine/supermachine/core/virtio/block"
@@ -68,11 +69,12 @@ type VM struct {
 	started time.Time
 
 	restoreID   string
-	attached    []agent.FileSystem // what the guest is told of when it is restored
-	memory      *memory.Image      // that the machine's memory was mapped from; nil for a VM that was booted
-	origin      *Snapshot          // that it goes back to; nil for none
-	meta        SnapshotMeta       // what a snapshot of it says, as far as it is known: the workload
-	firstAnswer func()             // called once after the first program has run; may be nil
+	own         agent.Mount     // what the guest is told of the VM's devices
+	network     *netstack.Stack // nil: none
+	memory      *memory.Image   // that the machine's memory was mapped from; nil for a VM that was booted
+	origin      *Snapshot       // that it goes back to; nil for none
+	meta        SnapshotMeta    // what a snapshot of it says, as far as it is known: the workload
+	firstAnswer func()          // called once after the first program has run; may be nil
 	answered    sync.Once
 	op          *trace.Operation
 	saving      sync.Mutex             // held while a checkpoint is made
@@ -261,6 +263,7 @@ func (vm *VM) Close() error {
 	}
 	<-vm.machine.Done()
 	vm.closeOnce.Do(func() {
+		vm.closeNetwork()
 		if vm.memory != nil {
 			vm.memory.Close()
 		}

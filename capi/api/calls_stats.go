@@ -12,6 +12,13 @@ type statsResult struct {
 	DiskFlushes    uint64 `msgpack:"disk_flushes" doc:"Requests to bring what was written to the host's disk."`
 	DiskReadBytes  uint64 `msgpack:"disk_read_bytes" doc:"Bytes read."`
 	DiskWriteBytes uint64 `msgpack:"disk_write_bytes" doc:"Bytes written."`
+	NetFromGuest   uint64 `msgpack:"net_from_guest_bytes" doc:"Bytes of frames that the guest sent; 0 without a network."`
+	NetToGuest     uint64 `msgpack:"net_to_guest_bytes" doc:"Bytes of frames that the guest was sent."`
+	NetOpen        int    `msgpack:"net_connections_open" doc:"TCP connections that are open."`
+	NetTotal       uint64 `msgpack:"net_connections" doc:"TCP connections that the guest began."`
+	NetRefused     uint64 `msgpack:"net_refused" doc:"TCP connections and UDP packets that the rules denied."`
+	DNSQueries     uint64 `msgpack:"dns_queries" doc:"Names that the guest asked for."`
+	DNSRefused     uint64 `msgpack:"dns_refused" doc:"Of them, those that the rules denied."`
 	GuestCPUUS     int64  `msgpack:"guest_cpu_us" doc:"CPU time of the workload and all other programs, in microseconds. This and the following are the guest's claims, and 0 while it is paused."`
 	GuestExecs     int    `msgpack:"guest_execs" doc:"Programs running."`
 	GuestUptimeMS  int64  `msgpack:"guest_uptime_ms" doc:"Since the guest's kernel started, also before the snapshot, in milliseconds."`
@@ -30,11 +37,12 @@ func init() {
 			if err != nil {
 				return statsResult{}, err
 			}
-			g, mem := s.Guest, s.Guest.Memory
+			g, mem, n := s.Guest, s.Guest.Memory, s.Network
 			return statsResult{
 				TimeMS: s.Time.Milliseconds(), CPUUS: s.CPU.Microseconds(), PageFaults: s.PageFaults, PrivateBytes: s.PrivateBytes,
 				DiskReads: s.Disk.Reads, DiskWrites: s.Disk.Writes, DiskFlushes: s.Disk.Flushes, DiskReadBytes: s.Disk.ReadBytes,
-				DiskWriteBytes: s.Disk.WrittenBytes, GuestCPUUS: g.CPU.Microseconds(), GuestExecs: g.Execs, GuestUptimeMS: g.Uptime.Milliseconds(),
+				DiskWriteBytes: s.Disk.WrittenBytes, NetFromGuest: n.BytesFromGuest, NetToGuest: n.BytesToGuest, NetOpen: n.ConnsOpen, NetTotal: n.ConnsTotal,
+				NetRefused: n.ConnsRefused, DNSQueries: n.DNSQueries, DNSRefused: n.DNSRefused, GuestCPUUS: g.CPU.Microseconds(), GuestExecs: g.Execs, GuestUptimeMS: g.Uptime.Milliseconds(),
 				TotalBytes: mem.Total, FreeBytes: mem.Free, AvailableBytes: mem.Available, CacheBytes: mem.Caches,
 				MajorFaults: mem.MajorFaults, MinorFaults: mem.MinorFaults,
 			}, nil

@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -24,6 +25,24 @@ func (l *Library) vmResult(v *core.VM, pooled *core.PooledVM) vmResult {
 type attachOptions struct {
 	Volumes []string `msgpack:"volumes" doc:"Disks that are kept in files of the host: FILE:/PATH[:ro][:size=8G]. A file is made on first use, of 8 GiB unless size says another, and allocated as it is written. Six volumes and mounts are possible."`
 	Mounts  []string `msgpack:"mounts" doc:"Directories of the host: DIR:/PATH[:ro][:symlinks=opaque|deny|follow]; opaque unless given."`
+}
+
+// networkOptions say where a VM may connect to.
+type networkOptions struct {
+	Network       bool     `msgpack:"network" doc:"Let the guest reach other computers: the public Internet, unless egress says otherwise. The gateway is the host's 127.0.0.1, if a rule allows that."`
+	Egress        []string `msgpack:"egress" doc:"Rules of where it may connect to, with network: allow|deny WHAT[:PORTS][/tcp|udp], where WHAT is an address, a network, a name, *.NAME or *. The first that fits decides."`
+	EgressDefault string   `msgpack:"egress_default" doc:"allow (the default) or deny, for what no rule is about. The host, private networks and the metadata of clouds are always denied unless a rule allows them by address."`
+	NetworkRate   int64    `msgpack:"network_rate" doc:"Bytes per second, each way; 0: no limit."`
+}
+
+func (o networkOptions) parse() (*core.Network, error) {
+	if !o.Network {
+		if len(o.Egress) > 0 || o.EgressDefault != "" || o.NetworkRate != 0 {
+			return nil, &core.Error{Code: core.ErrInvalidArgument, Op: "set up the network", Err: errors.New("egress, egress_default and network_rate need network")}
+		}
+		return nil, nil
+	}
+	return &core.Network{Default: o.EgressDefault, Rules: o.Egress, BytesPerSecond: o.NetworkRate}, nil
 }
 
 func (o attachOptions) parse() (volumes []core.Volume, mounts []core.Mount, err error) {
@@ -52,6 +71,7 @@ type lifeOptions struct {
 
 type startOptions struct {
 	attachOptions
+	networkOptions
 	lifeOptions
 	Name      string `msgpack:"name" doc:"The VM's name and host name, 1 to 63 of [a-zA-Z0-9-]; default: its ID."`
 	TimeoutMS int64  `msgpack:"timeout_ms" doc:"How long the guest may take until it answers; default 30000."`
@@ -59,13 +79,17 @@ type startOptions struct {
 
 func (o startOptions) start() (so core.StartOptions, err error) {
 	so = core.StartOptions{Name: o.Name, Timeout: ms(o.TimeoutMS), Lifetime: ms(o.LifetimeMS), IdleTimeout: ms(o.IdleTimeoutMS)}
-	so.Volumes, so.Mounts, err = o.parse()
+	if so.Network, err = o.networkOptions.parse(); err != nil {
+		return so, err
+	}
+	so.Volumes, so.Mounts, err = o.attachOptions.parse()
 	return so, err
 }
 
 type bootOptions struct {
 	pullOptions
 	attachOptions
+	networkOptions
 	lifeOptions
 	Name       string `msgpack:"name" doc:"The VM's name and host name, 1 to 63 of [a-zA-Z0-9-]; default: its ID."`
 	MemoryMiB  int    `msgpack:"memory_mib" doc:"RAM, 64 to 524288; default 256."`
@@ -124,7 +148,10 @@ func init() {
 				Name: o.Name, MemoryMiB: o.MemoryMiB, VCPUs: o.VCPUs, ScratchMiB: o.ScratchMiB, BootTimeout: ms(o.TimeoutMS),
 				AssetsDir: s.assets, StateDir: s.dir, Lifetime: ms(o.LifetimeMS), IdleTimeout: ms(o.IdleTimeoutMS),
 			}
-			if cfg.Volumes, cfg.Mounts, err = o.parse(); err != nil {
+			if cfg.Network, err = o.networkOptions.parse(); err != nil {
+				return vmResult{}, err
+			}
+			if cfg.Volumes, cfg.Mounts, err = o.attachOptions.parse(); err != nil {
 				return vmResult{}, err
 			}
 			if err := cfg.Check(); err != nil { // before anything is pulled

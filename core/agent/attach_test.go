@@ -40,22 +40,6 @@ func TestADetachedExecIsDoneAtOnce(t *testing.T) {
 }
 
 // An agent that does not know limits must not run a program without them.
-func TestLimitsNeedAnAgentThatKnowsThem(t *testing.T) {
-	c, g := connect(t)
-	started := later(func() error {
-		_, err := c.Exec(testContext(t), ExecRequest{Args: []string{"x"}, Limits: []Rlimit{{Name: "core"}}})
-		return err
-	})
-	id, _ := g.request()
-	g.send(wire.TypeReply, id, 0, wire.Reply{PID: 7})
-	f := g.next()
-	require.Equal(t, wire.TypeAbandon, f.Type)
-	require.Equal(t, id, f.Stream)
-	var e *Error
-	require.ErrorAs(t, <-started, &e)
-	require.Equal(t, wire.KindInvalid, e.Kind)
-}
-
 func TestAnAttachment(t *testing.T) {
 	c, g := connect(t)
 	var out, errs bytes.Buffer

@@ -305,7 +305,7 @@ func FuzzClient(f *testing.F) {
 			},
 			func() { c.CopyOut(ctx, "/x", t.TempDir(), CopyOutOptions{MaxBytes: 1 << 20, MaxEntries: 10}) },
 			func() { c.Freeze(ctx, true) },
-			func() { c.Thaw(ctx, &Identity{ID: "x"}) },
+			func() { c.Thaw(ctx, &Identity{ID: "x"}, Mount{}) },
 			func() { c.StartWorkload(ctx, ExecRequest{Args: []string{"x"}}) },
 			func() {
 				if p, err := c.Follow(ctx, AttachRequest{Stdout: io.Discard}); err == nil {

@@ -21,16 +21,20 @@ func (c *Client) Freeze(ctx context.Context, lean bool) error {
 
 // Thaw lets the workload run again; in a copy of the frozen guest with an identity of its own, and with what is attached to it, which both take
 // effect before.
-func (c *Client) Thaw(ctx context.Context, id *Identity, mount ...FileSystem) error {
+func (c *Client) Thaw(ctx context.Context, id *Identity, mount Mount) error {
 	return c.call(ctx, wire.Request{Thaw: &wire.Thaw{Identity: id, Mount: mount}})
 }
 
-// FileSystem is what the host gives to the guest.
-type FileSystem = wire.FileSystem
+// What the host gives to the guest.
+type (
+	FileSystem = wire.FileSystem
+	Network    = wire.Network
+	Mount      = wire.Mount
+)
 
-// Mount mounts file systems whose devices are on the guest's board.
-func (c *Client) Mount(ctx context.Context, list []FileSystem) error {
-	return c.call(ctx, wire.Request{Mount: &wire.Mount{FileSystems: list}})
+// Mount sets up what is on the guest's board for it.
+func (c *Client) Mount(ctx context.Context, m Mount) error {
+	return c.call(ctx, wire.Request{Mount: &m})
 }
 
 // frozenStreams is how many streams a connection has had when it is continued: the one of Freeze.

@@ -51,7 +51,7 @@ func TestAFrozenConnectionGoesOnInACopy(t *testing.T) {
 		copied := &fakeGuest{t, guest, wire.NewReader(guest)}
 		r := Resume(host)
 		want := &Identity{ID: "copy", Entropy: bytes.Repeat([]byte{7}, EntropySize), Time: time.Unix(1, 0), Hostname: "host"}
-		thawed := later(func() error { return r.Thaw(testContext(t), want) })
+		thawed := later(func() error { return r.Thaw(testContext(t), want, Mount{}) })
 		id, req := copied.request()
 		require.EqualValues(t, frozenStreams+1, id, "numbers only rise")
 		require.True(t, want.Time.Equal(req.Thaw.Identity.Time))
@@ -66,7 +66,7 @@ func TestAFrozenConnectionGoesOnInACopy(t *testing.T) {
 		require.NoError(t, <-pinged)
 		require.NoError(t, r.Close())
 	}
-	thawed := later(func() error { return c.Thaw(testContext(t), nil) })
+	thawed := later(func() error { return c.Thaw(testContext(t), nil, Mount{}) })
 	id, req = g.request()
 	require.EqualValues(t, frozenStreams+1, id)
 	require.Equal(t, wire.Request{Thaw: &wire.Thaw{}}, req)
@@ -101,7 +101,7 @@ func TestResumeTakesOverTheConnectionOfAClientThatStopped(t *testing.T) {
 	require.NoError(t, ends[0].SetReadDeadline(time.Time{}))
 	second := Resume(ends[0])
 	defer second.Close()
-	thawed := later(func() error { return second.Thaw(testContext(t), nil) })
+	thawed := later(func() error { return second.Thaw(testContext(t), nil, Mount{}) })
 	id, _ = g.request()
 	require.EqualValues(t, 2, id)
 	g.send(wire.TypeData, 1, wire.ChannelOut, []byte("of a stream that the first had")) // is nobody's
@@ -127,7 +127,7 @@ func TestResumedConnectionsAreNotGreetedAgain(t *testing.T) {
 		require.NoError(t, err, name)
 		<-c.Done()
 		require.ErrorIs(t, c.Err(), wire.ErrProtocol, name)
-		require.ErrorIs(t, c.Thaw(testContext(t), nil), ErrClosed, name)
+		require.ErrorIs(t, c.Thaw(testContext(t), nil, Mount{}), ErrClosed, name)
 		guest.Close()
 	}
 }
@@ -159,7 +159,7 @@ func TestAnswersToAFreezeThatBreakTheProtocol(t *testing.T) {
 			misbehave(g, id)
 			require.ErrorIs(t, <-frozen, wire.ErrProtocol)
 			<-c.Done()
-			require.ErrorIs(t, c.Thaw(testContext(t), nil), ErrClosed)
+			require.ErrorIs(t, c.Thaw(testContext(t), nil, Mount{}), ErrClosed)
 		})
 	}
 }
@@ -230,7 +230,7 @@ func TestASilentGuestHoldsUpNoFreeze(t *testing.T) {
 	c := Resume(host)
 	ctx, cancel := context.WithTimeout(testContext(t), 10*time.Millisecond)
 	defer cancel()
-	require.ErrorIs(t, c.Thaw(ctx, nil), context.DeadlineExceeded)
+	require.ErrorIs(t, c.Thaw(ctx, nil, Mount{}), context.DeadlineExceeded)
 	require.ErrorIs(t, c.Freeze(ctx, false), context.DeadlineExceeded)
 	require.ErrorIs(t, c.StartWorkload(ctx, ExecRequest{Args: []string{"x"}}), context.DeadlineExceeded)
 	_, err := c.Follow(ctx, AttachRequest{})

@@ -259,6 +259,19 @@ func (q *Queue) Push(head uint16, written uint32) {
 	q.nextUsed++
 }
 
+// Unpop makes it as if c had not been popped: the next Pop yields its descriptors anew. c must be the latest chain popped that is
+// neither pushed nor unpopped, and is invalid afterwards. A chain that is not in flight is ignored, as happens after a reset. A device
+// that needs several chains for one request gives them back so in Pauser.Pause.
+func (q *Queue) Unpop(c *Chain) {
+	if int(c.Head) >= len(q.inFlight) || q.inFlight[c.Head] != c {
+		return
+	}
+	q.inFlight[c.Head] = nil
+	q.free = append(q.free, c)
+	q.popped--
+	q.lastAvail--
+}
+
 // Flush lets the driver see what was pushed and raises the interrupt if the driver asked for one (virtio 1.2 §2.7.7); it reports
 // whether it did. It does not block and does nothing when nothing was pushed.
 func (q *Queue) Flush() (interrupted bool) {

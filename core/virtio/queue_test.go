@@ -392,3 +392,38 @@ func TestDriverErrorText(t *testing.T) {
 	require.ErrorIs(t, err, virtio.ErrDriver)
 	require.True(t, strings.HasSuffix(err.Error(), "queue 3"))
 }
+
+func TestUnpop(t *testing.T) {
+	d, dq, q := pull(t, 0)
+	var heads []uint16
+	for range 3 {
+		heads = append(heads, dq.Chain(d.Out([]byte("abc"))))
+		dq.Offer(heads[len(heads)-1])
+	}
+	pop := func() *virtio.Chain {
+		c, ok, err := q.Pop()
+		require.NoError(t, err)
+		require.True(t, ok)
+		return c
+	}
+	q.Push(pop().Head, 0)
+	a, b := pop(), pop()
+	q.Unpop(b)
+	q.Unpop(a)
+	q.Unpop(&virtio.Chain{Head: heads[0]}) // in flight no more
+	q.Unpop(&virtio.Chain{Head: 999})
+	q.Flush()
+	d.MMIO.Pause()
+	s, err := d.MMIO.Save()
+	require.NoError(t, err, "no chain is in flight")
+	require.EqualValues(t, 1, s.Queues[0].LastAvail)
+	d.MMIO.Resume()
+	for _, head := range heads[1:] {
+		c := pop()
+		require.Equal(t, head, c.Head)
+		require.Equal(t, [][]byte{[]byte("abc")}, c.Readable)
+	}
+	_, ok, err := q.Pop()
+	require.NoError(t, err)
+	require.False(t, ok)
+}

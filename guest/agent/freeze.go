@@ -73,7 +73,7 @@ func (s *Server) thaw(c *conn, req *wire.Thaw) error {
 		}
 		s.detachOthers(c)
 		s.revokeMounts()
-		if err := s.mount(req.Mount); err != nil {
+		if err := s.setUp(&req.Mount); err != nil {
 			return err
 		}
 	}

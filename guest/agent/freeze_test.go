@@ -118,7 +118,7 @@ func TestAFreezeStopsTheWorkloadUntilTheThaw(t *testing.T) {
 		g.grows(t, "tmp/log")
 		require.NoError(t, holder.Freeze(testContext(t), true))
 		g.stands(t, c, "tmp/log")
-		require.NoError(t, holder.Thaw(testContext(t), nil))
+		require.NoError(t, holder.Thaw(testContext(t), nil, agent.Mount{}))
 	}
 	g.grows(t, "tmp/log")
 	require.Equal(t, []bool{true, true, true}, lean)
@@ -129,7 +129,7 @@ func TestAFreezeNeedsACgroup(t *testing.T) {
 	for range 2 { // the first has left nothing behind
 		invalid(t, c.Freeze(testContext(t), false), "no cgroup")
 	}
-	invalid(t, c.Thaw(testContext(t), nil), "not frozen by this connection")
+	invalid(t, c.Thaw(testContext(t), nil, agent.Mount{}), "not frozen by this connection")
 	require.Equal(t, "on\n", string(run(t, c, "echo on").Stdout))
 }
 
@@ -157,7 +157,7 @@ func TestExecsDuringAFreezeWaitForTheThaw(t *testing.T) {
 	require.Empty(t, outputs)
 	id := identity("copy")
 	id.Hostname = "copy"
-	require.NoError(t, holder.Thaw(testContext(t), id))
+	require.NoError(t, holder.Thaw(testContext(t), id, agent.Mount{}))
 	for range count {
 		require.Equal(t, "ran\n<nil>", <-outputs)
 	}
@@ -178,7 +178,7 @@ func TestExecsThatWaitForTheThawAreForgottenInACopy(t *testing.T) {
 		require.NoError(t, err)
 		return info.Execs == 1
 	}, "request")
-	require.NoError(t, holder.Thaw(testContext(t), identity("copy")))
+	require.NoError(t, holder.Thaw(testContext(t), identity("copy"), agent.Mount{}))
 	require.ErrorIs(t, <-failed, agent.ErrClosed)
 	eventually(t, func() bool {
 		info, err := holder.Info(testContext(t))
@@ -207,7 +207,7 @@ func TestExecsAndFreezesCrossEachOther(t *testing.T) {
 	}
 	for done := 0; done < 4; {
 		require.NoError(t, holder.Freeze(testContext(t), false))
-		require.NoError(t, holder.Thaw(testContext(t), nil))
+		require.NoError(t, holder.Thaw(testContext(t), nil, agent.Mount{}))
 		select {
 		case err := <-errs:
 			require.NoError(t, err)
@@ -225,14 +225,14 @@ func TestOneConnectionHoldsTheFreeze(t *testing.T) {
 	require.NoError(t, holder.Freeze(testContext(t), false))
 	invalid(t, other.Freeze(testContext(t), false), "frozen already")
 	invalid(t, holder.Freeze(testContext(t), false), "frozen already")
-	invalid(t, other.Thaw(testContext(t), nil), "not frozen by this connection")
-	invalid(t, other.Thaw(testContext(t), identity("x")), "not frozen by this connection")
+	invalid(t, other.Thaw(testContext(t), nil, agent.Mount{}), "not frozen by this connection")
+	invalid(t, other.Thaw(testContext(t), identity("x"), agent.Mount{}), "not frozen by this connection")
 	g.stands(t, other, "tmp/log")
 	require.NoError(t, holder.Close())
 	g.grows(t, "tmp/log") // its end is a thaw
 	eventually(t, func() bool { return other.Freeze(testContext(t), false) == nil }, "another's turn")
-	require.NoError(t, other.Thaw(testContext(t), nil))
-	invalid(t, other.Thaw(testContext(t), nil), "not frozen by this connection")
+	require.NoError(t, other.Thaw(testContext(t), nil, agent.Mount{}))
+	invalid(t, other.Thaw(testContext(t), nil, agent.Mount{}), "not frozen by this connection")
 }
 
 // A request may be taken up only after its connection has ended: there would be nobody to end the freeze.
@@ -258,7 +258,7 @@ func TestConnectionsThatEndInTheMiddleOfAFreezeLeaveNothingFrozen(t *testing.T) 
 	c := g.client(t)
 	require.Equal(t, "on\n", string(run(t, c, "echo on").Stdout))
 	eventually(t, func() bool { return c.Freeze(testContext(t), false) == nil }, "a freeze of its own")
-	require.NoError(t, c.Thaw(testContext(t), nil))
+	require.NoError(t, c.Thaw(testContext(t), nil, agent.Mount{}))
 }
 
 func TestProgramsOfAConnectionThatEndsDuringAFreeze(t *testing.T) {
@@ -278,7 +278,7 @@ func TestProgramsOfAConnectionThatEndsDuringAFreeze(t *testing.T) {
 			require.NoError(t, holder.Freeze(testContext(t), false))
 			require.NoError(t, other.Close())
 			g.noted(t, 1)
-			require.NoError(t, holder.Thaw(testContext(t), test.id))
+			require.NoError(t, holder.Thaw(testContext(t), test.id, agent.Mount{}))
 			if test.left == 0 {
 				eventually(t, func() bool { return processes(t, holder, "sleep 8881") == 0 }, "end")
 				eventually(t, func() bool { return streamGoroutines() == 0 }, "goroutines")
@@ -304,7 +304,7 @@ func TestProgramsOfOtherConnectionsRunOnInACopy(t *testing.T) {
 	_, err = other.Exec(testContext(t), agent.ExecRequest{Args: sh("cat; echo end >>/tmp/done").Args, Stdin: stdin})
 	require.NoError(t, err)
 	require.NoError(t, holder.Freeze(testContext(t), false))
-	require.NoError(t, holder.Thaw(testContext(t), identity("copy")))
+	require.NoError(t, holder.Thaw(testContext(t), identity("copy"), agent.Mount{}))
 	<-other.Done()
 	eventually(t, func() bool { return g.size("tmp/done") == 8 }, "their ends")
 	eventually(t, func() bool {
@@ -334,7 +334,7 @@ func TestOutputOfAConnectionThatFailsBeforeTheThawIsDropped(t *testing.T) {
 	require.NoError(t, stalled.Close())
 	g.noted(t, 1)
 	eventually(t, func() bool { return streamsBlockedInTheWriter() == 0 }, "the failure")
-	require.NoError(t, holder.Thaw(testContext(t), identity("copy")))
+	require.NoError(t, holder.Thaw(testContext(t), identity("copy"), agent.Mount{}))
 	eventually(t, func() bool { return g.size("tmp/done") == 2*count }, "all of them end")
 }
 
@@ -369,13 +369,13 @@ func TestIdentitiesThatAreRefusedLeaveTheWorkloadFrozen(t *testing.T) {
 	} {
 		id := identity("x")
 		change(id)
-		err := holder.Thaw(testContext(t), id)
+		err := holder.Thaw(testContext(t), id, agent.Mount{})
 		require.Error(t, err, name)
 		invalid(t, err, "incomplete")
 	}
 	require.Empty(t, adopted)
 	var e *agent.Error
-	require.ErrorAs(t, holder.Thaw(testContext(t), identity("refused")), &e)
+	require.ErrorAs(t, holder.Thaw(testContext(t), identity("refused"), agent.Mount{}), &e)
 	require.Equal(t, wire.KindIO, e.Kind)
 	require.Contains(t, e.Message, refuse.Error())
 	g.stands(t, c, "tmp/log")
@@ -383,7 +383,7 @@ func TestIdentitiesThatAreRefusedLeaveTheWorkloadFrozen(t *testing.T) {
 
 	id := identity("right")
 	id.Hostname = strings.Repeat("h", maxIdentityField)
-	require.NoError(t, holder.Thaw(testContext(t), id))
+	require.NoError(t, holder.Thaw(testContext(t), id, agent.Mount{}))
 	require.Equal(t, []string{"refused", "right"}, adopted)
 	g.grows(t, "tmp/log")
 	require.Equal(t, id.Hostname+" 1 right\n", string(run(t, holder,
@@ -399,11 +399,11 @@ func TestTheWorkloadLearnsInWhichCopyItIs(t *testing.T) {
 	require.Equal(t, "0\n\n644\ngeneration\nrestore-id\n", public())
 	for i := range 3 {
 		require.NoError(t, c.Freeze(testContext(t), false))
-		require.NoError(t, c.Thaw(testContext(t), identity(fmt.Sprint("copy", i))))
+		require.NoError(t, c.Thaw(testContext(t), identity(fmt.Sprint("copy", i)), agent.Mount{}))
 		require.Equal(t, fmt.Sprintf("%d\ncopy%d\n644\ngeneration\nrestore-id\n", i+1, i), public())
 	}
 	require.NoError(t, c.Freeze(testContext(t), false))
-	require.NoError(t, c.Thaw(testContext(t), nil))
+	require.NoError(t, c.Thaw(testContext(t), nil, agent.Mount{}))
 	require.Equal(t, "3\ncopy2\n644\ngeneration\nrestore-id\n", public(), "a thaw in the same guest changes nothing")
 }
 
@@ -428,7 +428,7 @@ func TestWhatTheWorkloadPutsIntoThePublicDirectoryIsReplaced(t *testing.T) {
 			out := run(t, c, "set -e; cd /run/public; echo precious >/tmp/victim; rm *; "+test.script)
 			require.Zero(t, out.Code, string(out.Stderr))
 			require.NoError(t, c.Freeze(testContext(t), false))
-			require.NoError(t, c.Thaw(testContext(t), identity("copy")))
+			require.NoError(t, c.Thaw(testContext(t), identity("copy"), agent.Mount{}))
 			victim, err := os.ReadFile(filepath.Join(g.root, "tmp/victim"))
 			require.NoError(t, err)
 			require.Equal(t, "precious\n", string(victim))

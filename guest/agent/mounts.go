@@ -18,6 +18,16 @@ import (
 type mounted struct {
 	mu   sync.Mutex
 	list []wire.FileSystem
+
+	network string // the interface that is up; empty: none
+}
+
+// setUp brings up what the host has given to this guest.
+func (s *Server) setUp(m *wire.Mount) error {
+	if err := s.setNetwork(m.Network); err != nil {
+		return err
+	}
+	return s.mount(m.FileSystems)
 }
 
 // mount mounts file systems of the host's in the workload's root. After an error none of them is mounted.

@@ -351,7 +351,7 @@ func TestProgramsOfOtherConnectionsAreKeptInACopy(t *testing.T) {
 	p, err := other.Exec(testContext(t), sh("until [ -e /tmp/go ]; do sleep 0.01; done; echo in the copy; exit 8"))
 	require.NoError(t, err)
 	require.NoError(t, holder.Freeze(testContext(t), false))
-	require.NoError(t, holder.Thaw(testContext(t), identity("copy")))
+	require.NoError(t, holder.Thaw(testContext(t), identity("copy"), agent.Mount{}))
 	require.True(t, listed(t, holder, p.ID()).Detached)
 	f := attach(t, holder, p.ID(), nil)
 	run(t, holder, "touch /tmp/go")

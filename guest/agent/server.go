@@ -445,7 +445,7 @@ func (st *stream) handle(req wire.Request) wire.Result {
 	case req.Thaw != nil:
 		err = s.thaw(st.c, req.Thaw)
 	case req.Mount != nil:
-		err = s.mount(req.Mount.FileSystems)
+		err = s.setUp(req.Mount)
 	case req.Ports != nil:
 		err = st.ports()
 	case req.Reverse != nil:

@@ -620,6 +620,20 @@ export interface VMStatsResult {
   diskReadBytes: number;
   /** Bytes written. */
   diskWriteBytes: number;
+  /** Bytes of frames that the guest sent; 0 without a network. */
+  netFromGuestBytes: number;
+  /** Bytes of frames that the guest was sent. */
+  netToGuestBytes: number;
+  /** TCP connections that are open. */
+  netConnectionsOpen: number;
+  /** TCP connections that the guest began. */
+  netConnections: number;
+  /** TCP connections and UDP packets that the rules denied. */
+  netRefused: number;
+  /** Names that the guest asked for. */
+  dnsQueries: number;
+  /** Of them, those that the rules denied. */
+  dnsRefused: number;
   /** CPU time of the workload and all other programs, in microseconds. This and the following are the guest's claims, and 0 while it is paused. */
   guestCpuUs: number;
   /** Programs running. */
@@ -940,6 +954,14 @@ export interface VMStartOptions {
   volumes?: string[];
   /** Directories of the host: DIR:/PATH[:ro][:symlinks=opaque|deny|follow]; opaque unless given. */
   mounts?: string[];
+  /** Let the guest reach other computers: the public Internet, unless egress says otherwise. The gateway is the host's 127.0.0.1, if a rule allows that. */
+  network?: boolean;
+  /** Rules of where it may connect to, with network: allow|deny WHAT[:PORTS][/tcp|udp], where WHAT is an address, a network, a name, *.NAME or *. The first that fits decides. */
+  egress?: string[];
+  /** allow (the default) or deny, for what no rule is about. The host, private networks and the metadata of clouds are always denied unless a rule allows them by address. */
+  egressDefault?: string;
+  /** Bytes per second, each way; 0: no limit. */
+  networkRate?: number;
   /** The VM is ended by force so many milliseconds after its start; 0: never. */
   lifetimeMs?: number;
   /** The VM is paused when it was not used for so many milliseconds: no program that was started, no file that is transferred and no connection. The next use wakes it up. 0: never. */
@@ -966,6 +988,14 @@ export interface VMBootOptions {
   volumes?: string[];
   /** Directories of the host: DIR:/PATH[:ro][:symlinks=opaque|deny|follow]; opaque unless given. */
   mounts?: string[];
+  /** Let the guest reach other computers: the public Internet, unless egress says otherwise. The gateway is the host's 127.0.0.1, if a rule allows that. */
+  network?: boolean;
+  /** Rules of where it may connect to, with network: allow|deny WHAT[:PORTS][/tcp|udp], where WHAT is an address, a network, a name, *.NAME or *. The first that fits decides. */
+  egress?: string[];
+  /** allow (the default) or deny, for what no rule is about. The host, private networks and the metadata of clouds are always denied unless a rule allows them by address. */
+  egressDefault?: string;
+  /** Bytes per second, each way; 0: no limit. */
+  networkRate?: number;
   /** The VM is ended by force so many milliseconds after its start; 0: never. */
   lifetimeMs?: number;
   /** The VM is paused when it was not used for so many milliseconds: no program that was started, no file that is transferred and no connection. The next use wakes it up. 0: never. */

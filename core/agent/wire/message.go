@@ -82,7 +82,7 @@ type Thaw struct {
 	// had started run on there, with nobody to write to.
 	Identity *Identity `msgpack:"identity,omitempty"`
 	// Mount is what the copy has of its own. What the guest that it was copied from had is gone.
-	Mount []FileSystem `msgpack:"mount,omitempty"`
+	Mount Mount `msgpack:"mount"`
 }
 
 // Identity tells one copy of a guest from all others.
