@@ -320,7 +320,7 @@ func TestProgramsWithLimitsComeAndGo(t *testing.T) {
 	go func() { wg.Wait(); close(ended) }()
 	for {
 		require.NoError(t, holder.Freeze(testContext(t), false))
-		require.NoError(t, holder.Thaw(testContext(t), nil))
+		require.NoError(t, holder.Thaw(testContext(t), nil, agent.Mount{}))
 		select {
 		case <-ended:
 			eventually(t, func() bool { return children(t) == 1 && streamGoroutines() == 0 }, "all must have ended")
