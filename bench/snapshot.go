@@ -52,8 +52,8 @@ func firstExec(ctx context.Context, o options) ([]result, error) {
 	}
 	var ours, floor []time.Duration
 	var faults []float64
-	steps := traceSteps()
-	defer trace.SetSink(nil)
+	steps, remove := traceSteps()
+	defer remove()
 	for i := range o.restores + 1 {
 		start := time.Now()
 		vm, err := snap.Start(ctx, core.StartOptions{})
@@ -216,20 +216,17 @@ type stepTimes struct {
 }
 
 // traceSteps collects from now on.
-func traceSteps() *stepTimes {
-	t := &stepTimes{took: map[string][]time.Duration{}}
-	trace.SetSink(func(s trace.Step) {
-		if s.Category != trace.Restore {
-			return
-		}
+func traceSteps() (t *stepTimes, remove func()) {
+	t = &stepTimes{took: map[string][]time.Duration{}}
+	remove = trace.Add(func(s trace.Step) {
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		if t.took[s.Name] == nil {
 			t.names = append(t.names, s.Name)
 		}
 		t.took[s.Name] = append(t.took[s.Name], s.Took)
-	})
-	return t
+	}, trace.Restore)
+	return t, remove
 }
 
 func (t *stepTimes) reset() {

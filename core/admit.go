@@ -91,6 +91,7 @@ func (c *checkpoint) startGated(ctx context.Context, o StartOptions, set *memory
 	vm, err := c.start(ctx, o, set)
 	if err != nil {
 		room.Release()
+		counters.failed.Add(1)
 		return nil, err
 	}
 	vm.room = room

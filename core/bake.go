@@ -264,6 +264,7 @@ func (s *Snapshots) bake(ctx context.Context, img *Image, spec BakeSpec) (*Snaps
 		return nil, err
 	}
 	op.Step("write snapshot")
+	counters.bakes.Add(1)
 	return s.load(info.ID, VerifyOnce)
 }
 
@@ -310,7 +311,7 @@ func (s *Snapshots) ripen(ctx context.Context, op *trace.Operation, img *Image, 
 		if err := vm.warmUp(ctx, spec, args); err != nil {
 			return nil, err
 		}
-		op.Step("warmup " + args[0])
+		op.Step("warmup %s", args[0])
 	}
 	spec.say("freeze")
 	cp, err := vm.checkpoint(ctx, capture{category: trace.Bake, lean: true, end: true})

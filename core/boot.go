@@ -14,6 +14,7 @@ import (
 	"github.com/supermachine/supermachine/core/agent"
 	"github.com/supermachine/supermachine/core/agent/wire"
 	"github.com/supermachine/supermachine/core/machine"
+	"github.com/supermachine/supermachine/core/trace"
 	"github.com/supermachine/supermachine/core/virtio"
 	"github.com/supermachine/supermachine/core/virtio/balloon"
 	"github.com/supermachine/supermachine/core/virtio/block"
@@ -53,7 +54,9 @@ func Start(ctx context.Context, img *Image, cfg Config) (*VM, error) {
 	if vm.room, _, err = admit(ctx, int64(vm.cfg.MemoryMiB)<<20/bootShare); err != nil {
 		return nil, wrap("start VM from", img.Ref, err)
 	}
+	vm.op = trace.Begin(trace.Boot, vm.id)
 	if err := vm.boot(ctx); err != nil {
+		counters.failed.Add(1)
 		if vm.machine != nil {
 			vm.Close()
 		}
@@ -61,6 +64,7 @@ func Start(ctx context.Context, img *Image, cfg Config) (*VM, error) {
 		return nil, wrap("start VM from", img.Ref, err)
 	}
 	vm.room.Settle()
+	vm.noteStart(&counters.booted)
 	vm.watch()
 	return vm, nil
 }
@@ -87,6 +91,7 @@ func (vm *VM) boot(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	vm.op.Step("find files")
 	devices, err := vm.devices(empty, nil)
 	if err != nil {
 		return err
@@ -100,6 +105,7 @@ func (vm *VM) boot(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	vm.op.Step("make machine")
 	err = vm.machine.Boot(machine.Boot{Kernel: kernel, Initrd: initrd, Cmdline: "quiet"})
 	if errors.Is(err, machine.ErrKernel) {
 		return &Error{Code: ErrAssets, Op: "load the guest's kernel from", Object: assets.Kernel, Err: err}
@@ -107,9 +113,11 @@ func (vm *VM) boot(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	vm.op.Step("load kernel")
 	if err := vm.connect(ctx); err != nil || len(vm.own.FileSystems) == 0 && vm.own.Network == nil {
 		return err
 	}
+	defer vm.op.Step("set up network, volumes and mounts")
 	return vm.agent.Mount(ctx, vm.own)
 }
 
@@ -126,6 +134,7 @@ func (vm *VM) connect(ctx context.Context) error {
 	}
 	if err == nil {
 		vm.started = time.Now()
+		vm.op.Step("boot guest")
 		return nil
 	}
 	select {

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/supermachine/supermachine/core/agent"
+	"github.com/supermachine/supermachine/core/trace"
 )
 
 // Exec says what to run in a VM and where its streams go. Only Args is required.
@@ -31,7 +32,10 @@ type Process struct {
 // Errors: ErrCommandNotFound, ErrNotExecutable, ErrNotFound (working directory or user), ErrInvalidArgument (a limit that makes no sense),
 // ErrLimit (too many detached programs), ErrVMEnded.
 func (vm *VM) Exec(ctx context.Context, req Exec) (*Process, error) {
+	op := trace.Begin(trace.Exec, vm.id)
 	p, err := vm.agent.Exec(ctx, req)
+	counters.execs.Add(1)
+	op.Step("start %s", programName(req))
 	if err != nil {
 		return nil, vm.wrapEnded("exec "+programName(req)+" in VM", err)
 	}
@@ -57,7 +61,10 @@ func (p *Process) Wait() (ExitStatus, error) {
 // MaxOutput is 0, more than 64 MiB are the error ErrLimit and the program's end: who does not say how much to expect gets all or nothing, and a program
 // that floods its output is stopped. Stdout and Stderr of req must be nil.
 func (vm *VM) Run(ctx context.Context, req Exec) (Output, error) {
+	op := trace.Begin(trace.Exec, vm.id)
 	out, err := vm.agent.Run(ctx, req)
+	counters.execs.Add(1)
+	op.Step("run %s: status %d", programName(req), out.Code)
 	vm.noteAnswer()
 	return out, vm.wrapEnded("run "+programName(req)+" in VM", err)
 }

@@ -60,6 +60,7 @@ func (vm *VM) fork(ctx context.Context, n int, o ForkOptions) ([]*VM, error) {
 				cancel(fmt.Errorf("child %d: %w", i, err)) // the others' errors are only that they were canceled
 				return
 			}
+			child.noteStart(&counters.forked)
 			child.origin, child.meta = vm.origin, vm.meta
 			children[i] = child
 		})

@@ -38,6 +38,7 @@ func (vm *VM) connectPort(ctx context.Context, port uint16) (net.Conn, error) {
 		return nil, err
 	}
 	vm.noteAnswer()
+	counters.connections.Add(1)
 	return conn, nil
 }
 
@@ -133,6 +134,7 @@ func (f *Forward) start() (*Forward, error) {
 	f.vm.mu.Lock()
 	f.vm.forwards[f] = struct{}{}
 	f.vm.mu.Unlock()
+	counters.forwards.Add(1)
 	f.wg.Add(1)
 	go f.accept()
 	select {
@@ -162,6 +164,7 @@ func (f *Forward) Close() error {
 		f.vm.mu.Lock()
 		delete(f.vm.forwards, f)
 		f.vm.mu.Unlock()
+		counters.forwards.Add(-1)
 		if f.stop != nil {
 			f.stop()
 		}
@@ -188,6 +191,7 @@ func (f *Forward) accept() {
 func (f *Forward) serve(from net.Conn) {
 	defer from.Close()
 	f.total.Add(1)
+	counters.forwarded.Add(1)
 	f.open.Add(1)
 	defer f.open.Add(-1)
 	to, err := f.dial(context.Background())

@@ -5,6 +5,8 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"github.com/supermachine/supermachine/core/trace"
 )
 
 // idler pauses a VM that nobody uses. A use is a program that runs, a file that is transferred or a connection that is open; what the guest
@@ -70,6 +72,7 @@ func (vm *VM) sleep() {
 	}
 	defer vm.saving.Unlock()
 	i.asleep = vm.machine.Pause() == nil
+	trace.Event(trace.Exec, vm.id, "sleep")
 }
 
 // wake ends a sleep, before the VM is paused, saved or brought back for somebody who then decides about it. The caller holds saving.
@@ -121,7 +124,9 @@ func (c usedConn) Close() error {
 // dial connects to a vsock port of the guest; the connection counts as a use.
 func (vm *VM) dial(ctx context.Context, port uint32) (net.Conn, error) {
 	end := vm.begin()
+	op := trace.Begin(trace.VSock, vm.id)
 	conn, err := vm.vsock.Dial(ctx, port)
+	op.Step("connect to port %d", port)
 	if err != nil {
 		end()
 		return nil, err

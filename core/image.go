@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 
 	"github.com/supermachine/supermachine/core/oci"
+	"github.com/supermachine/supermachine/core/trace"
 )
 
 // Image is an image in a store, with its root file system ready to boot.
@@ -43,7 +44,10 @@ func OpenImages(dir string) (*Images, error) {
 
 // Pull makes an image available: from a registry, an OCI layout directory or an archive, as ref says (see package oci).
 func (s *Images) Pull(ctx context.Context, ref string, opts PullOptions) (*Image, error) {
+	op := trace.Begin(trace.OCI, ref)
 	img, err := s.store.Pull(ctx, ref, opts)
+	op.Step("pull")
+	counters.pulls.Add(1)
 	return img, wrap("", "", err) // the cause names operation and reference
 }
 

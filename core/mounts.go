@@ -11,6 +11,7 @@ import (
 	"github.com/supermachine/supermachine/core/agent"
 	"github.com/supermachine/supermachine/core/agent/wire"
 	"github.com/supermachine/supermachine/core/machine"
+	"github.com/supermachine/supermachine/core/trace"
 	"github.com/supermachine/supermachine/core/virtio"
 	"github.com/supermachine/supermachine/core/virtio/block"
 	"github.com/supermachine/supermachine/core/virtio/fs"
@@ -142,7 +143,9 @@ func openAttachments(volumes []Volume, mounts []Mount, saved []virtio.State) (_ 
 		}
 	}
 	for _, v := range volumes {
+		op := trace.Begin(trace.FS, v.File)
 		disk, fresh, err := openVolume(v)
+		op.Step("open volume for %s", v.Path)
 		if err != nil {
 			return nil, err
 		}
@@ -155,7 +158,9 @@ func openAttachments(volumes []Volume, mounts []Mount, saved []virtio.State) (_ 
 		}
 	}
 	for i, m := range mounts {
+		op := trace.Begin(trace.FS, m.Dir)
 		dev, tag, err := openMount(m, i)
+		op.Step("open directory for %s", m.Path)
 		if err != nil {
 			return nil, err
 		}

@@ -1,12 +1,14 @@
 package core
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 
 	"github.com/supermachine/supermachine/core/agent"
 	"github.com/supermachine/supermachine/core/netstack"
+	"github.com/supermachine/supermachine/core/trace"
 	"github.com/supermachine/supermachine/core/virtio"
 	"github.com/supermachine/supermachine/core/virtio/net"
 )
@@ -79,7 +81,7 @@ func (vm *VM) openNetwork(n *Network, saved []virtio.State) (virtio.Device, erro
 		if err != nil {
 			return nil, err
 		}
-		if vm.network, err = netstack.New(netstack.Config{MAC: guestMAC, Policy: policy, HostNames: []string{gatewayName}, Log: n.Log}); err != nil {
+		if vm.network, err = netstack.New(netstack.Config{MAC: guestMAC, Policy: policy, HostNames: []string{gatewayName}, Log: slog.New(refusals{vm.id, n.Log})}); err != nil {
 			return nil, wrap("make the network of VM", vm.id, err)
 		}
 		c.Link, c.FromGuest, c.ToGuest = vm.network, n.BytesPerSecond, n.BytesPerSecond
@@ -91,6 +93,39 @@ func (vm *VM) openNetwork(n *Network, saved []virtio.State) (virtio.Device, erro
 	}
 	return dev, nil
 }
+
+// refusals tells the trace and the caller's log, if there is one, of what was refused. netstack bounds how much that is.
+type refusals struct {
+	id string
+	to *slog.Logger
+}
+
+// Enabled implements slog.Handler.
+func (r refusals) Enabled(ctx context.Context, level slog.Level) bool {
+	return r.to != nil && r.to.Enabled(ctx, level) || trace.Wanted(trace.Net)
+}
+
+// Handle implements slog.Handler.
+func (r refusals) Handle(ctx context.Context, rec slog.Record) error {
+	if trace.Wanted(trace.Net) {
+		text := rec.Message
+		rec.Attrs(func(a slog.Attr) bool {
+			text += " " + a.String()
+			return true
+		})
+		trace.Event(trace.Net, r.id, "%s", text)
+	}
+	if r.to == nil || !r.to.Enabled(ctx, rec.Level) {
+		return nil
+	}
+	rec = rec.Clone()
+	rec.AddAttrs(slog.String("vm", r.id))
+	return r.to.Handler().Handle(ctx, rec)
+}
+
+// WithAttrs and WithGroup implement slog.Handler; netstack uses neither.
+func (r refusals) WithAttrs([]slog.Attr) slog.Handler { return r }
+func (r refusals) WithGroup(string) slog.Handler      { return r }
 
 // gatewayName is a name of the gateway.
 const gatewayName = "host.supermachine.internal"

@@ -41,7 +41,9 @@ func TestNetworkLeadsWhereItMay(t *testing.T) {
 	t.Parallel()
 	vmtest.RequireKVM(t)
 	port := hostServer(t, "you said")
-	ask := func(p int) string { return fmt.Sprintf("echo -n hello | nc -w 5 192.168.127.1 %d 2>/dev/null; true", p) }
+	ask := func(p int) string {
+		return fmt.Sprintf("echo -n hello | nc -w 5 192.168.127.1 %d 2>/dev/null; true", p)
+	}
 	without, err := core.Start(t.Context(), vmtest.Image(t, "busybox"), core.Config{})
 	require.NoError(t, err)
 	defer without.Close()

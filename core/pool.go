@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/supermachine/supermachine/core/pool"
+	"github.com/supermachine/supermachine/core/trace"
 )
 
 // PoolConfig describes a pool of VMs that are started from one snapshot.
@@ -39,17 +40,35 @@ type Pool struct {
 // NewPool returns a pool and starts filling it in the background. The snapshot must stay open as long as the pool.
 func NewPool(snap *Snapshot, cfg PoolConfig) (*Pool, error) {
 	c := pool.Config[*VM]{
-		Start: func(ctx context.Context) (*VM, error) { return snap.Start(ctx, StartOptions{}) },
-		Min:   cfg.Min, Max: cfg.Max, IdleTimeout: cfg.IdleTimeout, AcquireTimeout: cfg.AcquireTimeout,
+		Start: func(ctx context.Context) (*VM, error) {
+			op := trace.Begin(trace.Pool, snap.info.ID)
+			vm, err := snap.Start(ctx, StartOptions{})
+			op.Step("start a VM")
+			return vm, notePool(err)
+		},
+		Min: cfg.Min, Max: cfg.Max, IdleTimeout: cfg.IdleTimeout, AcquireTimeout: cfg.AcquireTimeout,
 	}
 	if !cfg.Replace {
-		c.Reset = func(ctx context.Context, vm *VM) error { return vm.rewind(ctx, snap.checkpoint) }
+		c.Reset = func(ctx context.Context, vm *VM) error {
+			op := trace.Begin(trace.Pool, snap.info.ID)
+			err := vm.rewind(ctx, snap.checkpoint)
+			op.Step("bring VM %s back", vm.id)
+			counters.reset.Add(1)
+			return notePool(err)
+		}
 	}
 	p, err := pool.New(c)
 	if err != nil {
 		return nil, wrap("make a pool of snapshot", snap.info.ID, err)
 	}
 	return &Pool{p, snap}, nil
+}
+
+func notePool(err error) error {
+	if err != nil {
+		counters.poolFailed.Add(1)
+	}
+	return err
 }
 
 // Acquire takes a VM, in microseconds if one is ready. Otherwise it waits for one, first come, first served: ErrExhausted after
@@ -59,6 +78,7 @@ func (p *Pool) Acquire(ctx context.Context) (*PooledVM, error) {
 	if err != nil {
 		return nil, wrap("acquire a VM of snapshot", p.snap.info.ID, err)
 	}
+	counters.acquired.Add(1)
 	return g, nil
 }
 

@@ -60,6 +60,7 @@ func (vm *VM) save(ctx context.Context, store *Snapshots, o SnapshotOptions) (*S
 	if err := store.write(ctx, cp, info, base); err != nil {
 		return nil, err
 	}
+	counters.snapshots.Add(1)
 	return store.load(info.ID, VerifyOnce)
 }
 

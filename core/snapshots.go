@@ -116,6 +116,7 @@ func (s *Snapshot) Start(ctx context.Context, o StartOptions) (*VM, error) {
 	if err != nil {
 		return nil, wrap("start VM from snapshot", s.info.ID, err)
 	}
+	vm.noteStart(&counters.restored)
 	vm.origin, vm.meta = s, s.info.SnapshotMeta
 	s.observe(s.store.store, s.info.ID, vm)
 	return vm, nil

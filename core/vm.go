@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"strings"
 	"sync"
@@ -80,6 +81,7 @@ type VM struct {
 	saving      sync.Mutex             // held while a checkpoint is made
 	room        *admission.Reservation // of host memory
 	closeOnce   sync.Once
+	counted     bool // by noteStart
 
 	idle     idler
 	lifetime *time.Timer // ends the VM; nil for none
@@ -112,6 +114,10 @@ func (vm *VM) Started() time.Time { return vm.started }
 
 // ConsoleTail returns the last lines, at most n bytes, of what the guest's kernel and init wrote to the console.
 func (vm *VM) ConsoleTail(n int) string { return string(vm.console.Tail(n)) }
+
+// FollowConsole reads what is kept of the console, the last 64 KiB, and then what comes, until the VM ends. A reader that is slow misses some. The
+// caller closes it, which ends a Read that waits.
+func (vm *VM) FollowConsole() io.ReadCloser { return vm.console.NewReader() }
 
 // Pause stops the guest's processors and devices; its memory stays. Connections wait. Pausing a paused VM does nothing.
 func (vm *VM) Pause() error {
@@ -263,6 +269,8 @@ func (vm *VM) Close() error {
 	}
 	<-vm.machine.Done()
 	vm.closeOnce.Do(func() {
+		vm.noteClose()
+		vm.console.Close()
 		vm.closeNetwork()
 		if vm.memory != nil {
 			vm.memory.Close()

@@ -225,11 +225,13 @@ SM_API int32_t sm_version(const sm_async *async, uint64_t handle, const void *op
 /* Looks at everything that this host needs to run VMs, and changes nothing. Handle: no handle (0). Blocks until it is done. */
 SM_API int32_t sm_doctor(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
 
+/* Returns what this process has done so far and has open, as text in Prometheus' format. Handle: no handle (0). */
+SM_API int32_t sm_metrics(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
+
 /* Changes how this process decides whether a VM may start. Handle: no handle (0). */
 SM_API int32_t sm_set_admission(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
 
-/* Sends an event for each step of restores, snapshots and bakes until it is canceled. There is one trace in a process: a new one
- * replaces it. Handle: no handle (0). Blocks until it is done. */
+/* Sends an event for each step of what the library does, until it is canceled. Handle: no handle (0). Blocks until it is done. */
 SM_API int32_t sm_trace(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
 
 /* Makes an image that VMs start from: an OCI image is pulled and booted once, its workload brought to readiness and frozen. If the store
@@ -411,6 +413,10 @@ SM_API int32_t sm_vm_fork(const sm_async *async, uint64_t handle, const void *op
 
 /* Saves the running VM as an image that others can be started from. The VM runs on. Handle: vm. Blocks until it is done. */
 SM_API int32_t sm_vm_snapshot(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
+
+/* Reads the console as a stream: what is kept, the last 64 KiB, and then what comes, until the VM ends. A reader that is slow misses
+ * some. Handle: vm. Blocks until it is done. */
+SM_API int32_t sm_vm_follow_console(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
 
 /* Returns the last that the guest's kernel and init wrote to the console. Handle: vm. */
 SM_API int32_t sm_vm_console(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);

@@ -56,19 +56,26 @@ func init() {
 			}
 			return r, nil
 		})
+	define("metrics", KindNone, quick, "Returns what this process has done so far and has open, as text in Prometheus' format.",
+		func(context.Context, *env, None, *None) (textResult, error) { return textResult{core.Metrics()}, nil })
 	define("set_admission", KindNone, quick, "Changes how this process decides whether a VM may start.",
 		func(_ context.Context, _ *env, _ None, o *admissionOptions) (None, error) {
 			return None{}, core.SetAdmission(core.Admission{Wait: o.Wait, MarginMiB: o.MarginMiB, Parallel: o.Parallel, PerVMMiB: o.PerVMMiB})
 		})
-	define("trace", KindNone, 0, "Sends an event for each step of restores, snapshots and bakes until it is canceled. There is one trace in a process: a new one replaces it.",
-		func(ctx context.Context, e *env, _ None, _ *None) (None, error) {
+	define("trace", KindNone, 0, "Sends an event for each step of what the library does, until it is canceled.",
+		func(ctx context.Context, e *env, _ None, o *struct {
+			Categories []string `msgpack:"categories" doc:"Of boot, restore, snapshot, bake, exec, vsock, fs, net, pool and oci; default: all."`
+		}) (None, error) {
 			if e.event == nil {
 				return None{}, &core.Error{Code: core.ErrInvalidArgument, Op: "trace", Err: fmt.Errorf("its events need a queue; call it asynchronously")}
 			}
-			trace.SetSink(func(s trace.Step) {
+			categories, err := trace.ParseCategories(o.Categories...)
+			if err != nil {
+				return None{}, &core.Error{Code: core.ErrInvalidArgument, Op: "trace", Err: err}
+			}
+			defer trace.Add(func(s trace.Step) {
 				e.event(traceEvent{string(s.Category), s.Object, s.Name, s.Start.Microseconds(), s.Took.Microseconds()})
-			})
-			defer trace.SetSink(nil)
+			}, categories...)()
 			<-ctx.Done()
 			return None{}, ctx.Err()
 		})

@@ -219,6 +219,14 @@ func init() {
 		func(ctx context.Context, e *env, m *vm, _ *None) (None, error) { return None{}, m.Resume() })
 	define("vm_fork", KindVM, 0, "Makes VMs that go on from this instant, each with an identity of its own, while this VM goes on too.", fork)
 	define("vm_snapshot", KindVM, 0, "Saves the running VM as an image that others can be started from. The VM runs on.", saveSnapshot)
+	define("vm_follow_console", KindVM, 0, "Reads the console as a stream: what is kept, the last 64 KiB, and then what comes, until the VM ends. A reader that is slow misses some.",
+		func(ctx context.Context, e *env, m *vm, _ *None) (transferResult, error) {
+			return startTransfer(ctx, e, m, func(life context.Context, t *transfer) (func() error, error) {
+				r := m.FollowConsole()
+				context.AfterFunc(life, func() { r.Close() })
+				return t.from(r), nil
+			})
+		})
 	define("vm_console", KindVM, quick, "Returns the last that the guest's kernel and init wrote to the console.",
 		func(ctx context.Context, e *env, m *vm, o *struct {
 			MaxBytes int `msgpack:"max_bytes" doc:"At most so many bytes, of whole lines; default 65536."`

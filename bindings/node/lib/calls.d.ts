@@ -277,6 +277,11 @@ export interface DoctorResult {
   checks: Check[];
 }
 
+export interface MetricsResult {
+  /** The lines. */
+  text: string;
+}
+
 /** Changes how this process decides whether a VM may start. */
 export interface SetAdmissionOptions {
   /** A start waits for memory; else it fails. */
@@ -287,6 +292,12 @@ export interface SetAdmissionOptions {
   parallel?: number;
   /** What a restored VM is expected to need for itself; default 16. */
   perVmMib?: number;
+}
+
+/** Sends an event for each step of what the library does, until it is canceled. */
+export interface TraceOptions {
+  /** Of boot, restore, snapshot, bake, exec, vsock, fs, net, pool and oci; default: all. */
+  categories?: string[];
 }
 
 /** Makes an image that VMs start from: an OCI image is pulled and booted once, its workload brought to readiness and frozen. If the store has that already, nothing is booted. Events: progress of the pull, and the steps of the bake. */
@@ -1107,10 +1118,7 @@ export interface VMConsoleOptions {
   maxBytes?: number;
 }
 
-export interface VMConsoleResult {
-  /** The lines. */
-  text: string;
-}
+export type VMConsoleResult = MetricsResult;
 
 /** A class for each error code. */
 export namespace errors {

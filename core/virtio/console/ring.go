@@ -1,6 +1,9 @@
 package console
 
-import "sync"
+import (
+	"io"
+	"sync"
+)
 
 // RingSize is the bytes that NewRing(0) keeps: enough for the whole boot log of a small kernel.
 const RingSize = 64 << 10
@@ -12,6 +15,9 @@ type Ring struct {
 	buf   []byte // grows up to size, then is overwritten from next on
 	next  int
 	total int64
+
+	changed chan struct{} // closed when something is written or the ring is closed; nil while nobody waits
+	closed  bool
 }
 
 // NewRing returns a ring that keeps size bytes, RingSize if size is not positive. Memory is taken as bytes come.
@@ -40,6 +46,9 @@ func (r *Ring) Write(p []byte) (int, error) {
 		m := copy(r.buf[r.next:], p)
 		p = p[m:]
 		r.next = (r.next + m) % r.size
+	}
+	if n > 0 {
+		r.wake()
 	}
 	return n, nil
 }
@@ -70,4 +79,80 @@ func (r *Ring) Clear() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.buf, r.next = r.buf[:0], 0
+}
+
+// Close says that nothing more will be written: readers come to their end.
+func (r *Ring) Close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.closed = true
+	r.wake()
+}
+
+// wake has the readers look again. The caller holds mu.
+func (r *Ring) wake() {
+	if r.changed != nil {
+		close(r.changed)
+		r.changed = nil
+	}
+}
+
+// Reader reads what a ring keeps and then what comes. Its Close may be called at any time.
+type Reader struct {
+	ring   *Ring
+	pos    int64 // in all that was ever written
+	closed chan struct{}
+	once   sync.Once
+}
+
+// NewReader returns a Reader that begins with the oldest byte that is kept.
+func (r *Ring) NewReader() *Reader { return &Reader{ring: r, closed: make(chan struct{})} }
+
+// Read implements io.Reader. It blocks until there is something, and returns io.EOF once the ring is closed and io.ErrClosedPipe once the reader is. A
+// reader that is slow misses what the ring has dropped.
+func (d *Reader) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	r := d.ring
+	for {
+		select {
+		case <-d.closed:
+			return 0, io.ErrClosedPipe
+		default:
+		}
+		r.mu.Lock()
+		kept := r.total - int64(len(r.buf))
+		if d.pos = max(d.pos, kept); d.pos < r.total {
+			n := 0
+			for n < len(p) && d.pos < r.total {
+				at := (r.next + int(d.pos-kept)) % len(r.buf) // next is the oldest once the buffer is full, and 0 before
+				end := min(len(r.buf), at+int(r.total-d.pos))
+				m := copy(p[n:], r.buf[at:end])
+				n += m
+				d.pos += int64(m)
+			}
+			r.mu.Unlock()
+			return n, nil
+		}
+		if r.closed {
+			r.mu.Unlock()
+			return 0, io.EOF
+		}
+		if r.changed == nil {
+			r.changed = make(chan struct{})
+		}
+		changed := r.changed
+		r.mu.Unlock()
+		select {
+		case <-changed:
+		case <-d.closed:
+		}
+	}
+}
+
+// Close implements io.Closer.
+func (d *Reader) Close() error {
+	d.once.Do(func() { close(d.closed) })
+	return nil
 }
