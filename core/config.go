@@ -26,7 +26,7 @@ type Config struct {
 
 	// Lifetime is after how long the VM is ended by force, from its start on; 0: never.
 	Lifetime time.Duration
-	// IdleTimeout is after how long without any use the VM is paused: no program that Exec or Run started, no file that is transferred and no connection.
+	// IdleTimeout is after how long without any use the VM is paused: no program but the workload that Exec or Run started, no file that is transferred and no connection.
 	// The next use wakes it up. 0: never.
 	IdleTimeout time.Duration
 

@@ -10,7 +10,7 @@ import (
 )
 
 // idler pauses a VM that nobody uses. A use is a program that runs, a file that is transferred or a connection that is open; what the guest
-// does by itself is none, nor is following the workload's output.
+// does by itself is none, nor is the workload or following its output.
 type idler struct {
 	timeout time.Duration // 0: never
 

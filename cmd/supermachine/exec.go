@@ -13,6 +13,7 @@ import (
 func newExec() *cobra.Command {
 	var flags execFlags
 	var timeout time.Duration
+	var detach bool
 	cmd := &cobra.Command{
 		Use:   "exec [flags] VM PROGRAM [ARG…]",
 		Short: "Run a program in a running VM",
@@ -20,7 +21,7 @@ func newExec() *cobra.Command {
 
 The exit status is the program's; 124 if it ran into --timeout, 125 if supermachine
 failed, 126 if the program cannot be executed, 127 if there is none, 128+N after signal N.`,
-		Example: "  supermachine exec web nginx -s reload\n  supermachine exec -it web sh\n  tar c . | supermachine exec -i web tar x -C /srv",
+		Example: "  supermachine exec web nginx -s reload\n  supermachine attach web $(supermachine exec -d web make)\n  supermachine exec -it web sh\n  tar c . | supermachine exec -i web tar x -C /srv",
 		Args:    cobra.MinimumNArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			info, err := instances.Find(instances.Dir(), args[0])
@@ -37,6 +38,9 @@ failed, 126 if the program cannot be executed, 127 if there is none, 128+N after
 				return err
 			}
 			defer client.Close()
+			if detach {
+				return spawn(cmd, client, req, flags.interactive)
+			}
 			var p *agent.Process
 			return flags.follow(cmd.Context(), func(ctx context.Context) (program, error) {
 				p, err = client.Exec(ctx, req)
@@ -48,6 +52,7 @@ failed, 126 if the program cannot be executed, 127 if there is none, 128+N after
 		},
 	}
 	flags.register(cmd)
+	cmd.Flags().BoolVarP(&detach, "detach", "d", false, "let it run by itself and print its number, for attach")
 	cmd.Flags().DurationVar(&timeout, "timeout", 0, "kill the program after this time, such as 30s (default: never)")
 	return cmd
 }

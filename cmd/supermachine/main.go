@@ -57,6 +57,7 @@ func newRoot() *cobra.Command {
 		Example: `  supermachine run --rm alpine echo hello
   supermachine run -d --name web -p 8080:80 nginx
   supermachine exec -it web sh
+  supermachine cp web:/var/log/nginx ./logs
   supermachine stop web
   supermachine bake nginx
   supermachine doctor`,
@@ -65,7 +66,7 @@ func newRoot() *cobra.Command {
 		Version:       core.Version(),
 	}
 	root.AddCommand(
-		newRun(), newExec(), newPS(), newLogs(), newStop(), newPull(), newImages(), newBake(), newSnapshots(), newRemove(), newPrune(), newDoctor(),
+		newRun(), newExec(), newAttach(), newTop(), newCopy(), newPS(), newLogs(), newStop(), newPull(), newImages(), newBake(), newSnapshots(), newRemove(), newPrune(), newDoctor(),
 	)
 	return root
 }

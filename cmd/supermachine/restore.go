@@ -186,5 +186,7 @@ func (w *want) startFrom(ctx context.Context, store *core.Snapshots, i core.Snap
 		return nil, err
 	}
 	defer snap.Close()
-	return snap.Start(ctx, core.StartOptions{Name: w.cfg.Name, Volumes: w.cfg.Volumes, Mounts: w.cfg.Mounts})
+	return snap.Start(ctx, core.StartOptions{
+		Name: w.cfg.Name, Lifetime: w.cfg.Lifetime, IdleTimeout: w.cfg.IdleTimeout, Network: w.cfg.Network, Volumes: w.cfg.Volumes, Mounts: w.cfg.Mounts,
+	})
 }

@@ -28,6 +28,8 @@ type runFlags struct {
 	timeout    time.Duration
 	cold       bool
 	snapshot   string
+	lifetime   time.Duration
+	idle       time.Duration
 }
 
 func newRun() *cobra.Command {
@@ -53,6 +55,7 @@ Interrupts go to the program; the third one ends the VM.`,
   supermachine run --cold -it alpine
   supermachine run -v db.img:/var/lib/postgresql/data -p 5432 postgres
   supermachine run --mount .:/src:ro -w /src golang go test ./...
+  supermachine run --network --egress-deny --egress 'allow *.pypi.org:443' python:3.12 pip download six
   echo 'print(6 * 7)' | supermachine run -i python:3.12 python -`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -78,6 +81,8 @@ func (f *runFlags) register(cmd *cobra.Command) {
 	fl.BoolVarP(&f.detach, "detach", "d", false, "run in the background and print the VM's ID")
 	fl.BoolVar(&f.remove, "rm", true, "remove the VM when it ends; always so, accepted for docker's sake")
 	fl.DurationVar(&f.timeout, "timeout", 0, "kill the program after this time, such as 30s (default: never)")
+	fl.DurationVar(&f.lifetime, "lifetime", 0, "end the VM after this time, such as 1h (default: never)")
+	fl.DurationVar(&f.idle, "idle-timeout", 0, "pause the VM when nothing but its own program has used it for this time; a connection wakes it up")
 	fl.BoolVar(&f.cold, "cold", false, "boot, whatever snapshots there are")
 	fl.StringVar(&f.snapshot, "snapshot", "", "go on from this snapshot, by ID, the beginning of an ID, or name")
 }
@@ -122,10 +127,13 @@ func (f *runFlags) config() (cfg core.Config, ports []port, err error) {
 	if cfg, err = f.sizes(); err != nil {
 		return cfg, nil, err
 	}
+	if _, err := f.parseLimits(); err != nil {
+		return cfg, nil, err
+	}
 	if err := f.attachFlags.parse(&cfg); err != nil {
 		return cfg, nil, err
 	}
-	cfg.Name = f.name
+	cfg.Name, cfg.Lifetime, cfg.IdleTimeout = f.name, f.lifetime, f.idle
 	for _, s := range f.publish {
 		p, err := parsePort(s)
 		if err != nil {
@@ -217,6 +225,9 @@ func (f *runFlags) program(ctx context.Context, vm *core.VM, attach bool, entry 
 func (f *runFlags) explainEnd(vm *core.VM, err error) error {
 	<-vm.Done()
 	switch end := vm.End(); end.Reason {
+	case core.EndExpired:
+		fmt.Fprintf(os.Stderr, "supermachine: VM %s ended after its lifetime of %v\n", vm.Name(), f.lifetime)
+		return exitStatus(exitTimeout)
 	case core.EndStopped, core.EndPoweredOff:
 		return exitStatus(128 + 15)
 	default:

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"github.com/supermachine/supermachine/core"
 	"github.com/supermachine/supermachine/core/agent"
 )
 
@@ -36,6 +37,7 @@ type execFlags struct {
 	programFlags
 	interactive bool
 	tty         bool
+	limits      []string
 }
 
 func (f *execFlags) register(cmd *cobra.Command) {
@@ -43,11 +45,16 @@ func (f *execFlags) register(cmd *cobra.Command) {
 	fl := cmd.Flags()
 	fl.BoolVarP(&f.interactive, "interactive", "i", false, "pass on standard input")
 	fl.BoolVarP(&f.tty, "tty", "t", false, "give the program a terminal")
+	fl.StringArrayVar(&f.limits, "ulimit", nil, "limit a resource of the program: NAME=SOFT[:HARD], such as nofile=1024")
 }
 
 // request builds what to run with this process's streams.
 func (f *execFlags) request(args []string) (agent.ExecRequest, error) {
 	req := agent.ExecRequest{Args: args, Env: f.environment(), Dir: f.workdir, User: f.user, TTY: f.tty, Stdout: os.Stdout, Stderr: os.Stderr}
+	var err error
+	if req.Limits, err = f.parseLimits(); err != nil {
+		return req, err
+	}
 	if f.interactive {
 		req.Stdin = os.Stdin
 	}
@@ -63,6 +70,17 @@ func (f *execFlags) request(args []string) (agent.ExecRequest, error) {
 		}
 	}
 	return req, nil
+}
+
+func (f *execFlags) parseLimits() (all []core.Rlimit, err error) {
+	for _, s := range f.limits {
+		l, err := core.ParseRlimit(s)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, l)
+	}
+	return all, nil
 }
 
 func (f *programFlags) environment() []string {

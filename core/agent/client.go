@@ -69,8 +69,8 @@ func newClient(conn net.Conn) *Client {
 	return c
 }
 
-// TrackUse has begin called before each request and what it returns after it: a request that lasts, such as following a program, is over in this sense
-// once it is answered. It must be called before any request is made.
+// TrackUse has begin called before each request and what it returns after it: a request that lasts, such as the workload's run or following a program, is
+// over in this sense once it is answered. It must be called before any request is made.
 func (c *Client) TrackUse(begin func() (end func())) { c.use = begin }
 
 // Close ends the connection; everything under way on it fails, and what it runs in the guest is killed.

@@ -32,7 +32,7 @@ func (c *Client) open(ctx context.Context, req wire.Request) (*stream, error) {
 	s := &stream{c: c, replied: make(chan wire.Reply, 1), ended: make(chan struct{}), unuse: func() {}}
 	if c.use != nil {
 		s.unuse = c.use()
-		s.lasts = req.Follow != nil || req.Attach != nil || req.Reverse != nil || req.Files != nil && req.Files.Watch != nil
+		s.lasts = req.Exec != nil && req.Exec.Main || req.Follow != nil || req.Attach != nil || req.Reverse != nil || req.Files != nil && req.Files.Watch != nil
 	}
 	opened := false
 	defer func() {

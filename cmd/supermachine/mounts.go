@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -10,16 +11,24 @@ import (
 	"github.com/supermachine/supermachine/core"
 )
 
-// attachFlags say what of the host a VM has.
+// attachFlags say what of the host and of the world a VM has.
 type attachFlags struct {
 	volumes []string
 	mounts  []string
+	network bool
+	egress  []string
+	deny    bool
+	rate    string
 }
 
 func (f *attachFlags) register(cmd *cobra.Command) {
 	fl := cmd.Flags()
 	fl.StringArrayVarP(&f.volumes, "volume", "v", nil,
 		"attach a disk that is kept in a file: FILE:/PATH[:ro][:size=8G]; made on first use")
+	fl.BoolVar(&f.network, "network", false, "let the guest reach the public Internet; --egress allows more or less")
+	fl.StringArrayVar(&f.egress, "egress", nil, "a rule of where the guest may connect to: allow|deny WHAT[:PORTS]; the first that fits decides")
+	fl.BoolVar(&f.deny, "egress-deny", false, "deny what no --egress allows")
+	fl.StringVar(&f.rate, "network-rate", "", "limit the network, each way, in bytes per second, with unit: 10m")
 	fl.StringArrayVar(&f.mounts, "mount", nil, "let the guest see a directory: DIR:/PATH[:ro][:symlinks=opaque|deny|follow]")
 }
 
@@ -42,6 +51,20 @@ func (f *attachFlags) parse(cfg *core.Config) error {
 		}
 		cfg.Mounts = append(cfg.Mounts, m)
 	}
+	if !f.network && len(f.egress) == 0 && !f.deny && f.rate == "" {
+		return nil
+	}
+	cfg.Network = &core.Network{Rules: f.egress}
+	if f.deny {
+		cfg.Network.Default = "deny"
+	}
+	if f.rate != "" {
+		mib, err := parseSize("network-rate", f.rate)
+		if err != nil {
+			return err
+		}
+		cfg.Network.BytesPerSecond = int64(mib) << 20
+	}
 	return nil
 }
 
@@ -58,15 +81,6 @@ func attached(cfg core.Config) (paths []string) {
 
 // missing returns which of the paths are not in the list.
 func missing(paths, list []string) string {
-	var out []string
-	for _, p := range paths {
-		found := false
-		for _, l := range list {
-			found = found || l == p
-		}
-		if !found {
-			out = append(out, p)
-		}
-	}
-	return strings.Join(out, ", ")
+	paths = slices.DeleteFunc(paths, func(p string) bool { return slices.Contains(list, p) })
+	return strings.Join(paths, ", ")
 }
