@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -219,7 +220,8 @@ func (vm *VM) Stop(ctx context.Context, grace time.Duration) error {
 	return nil
 }
 
-// Kill ends the VM at once, without asking the guest, and returns without waiting for the release of its resources.
+// Kill ends the VM at once, without asking the guest, and returns without waiting for the release of its resources. A volume is left as by a loss of
+// power: whole, but without what the guest had not brought to disk.
 func (vm *VM) Kill() {
 	vm.noteStop()
 	vm.machine.Stop()
@@ -256,9 +258,31 @@ func (vm *VM) noteStop() {
 	}
 }
 
-// Close ends the VM by force if it still runs and waits until everything is released: memory, files, listeners. Closing twice is allowed.
-func (vm *VM) Close() error {
+// haltTime is how long a guest may take to leave its volumes whole.
+const haltTime = 5 * time.Second
+
+// Halt ends the VM by force if it still runs. One with volumes that it may write to is shut down first, without a stop signal, so that what was
+// written is kept; it gets 5 seconds for that. Everything else is released by Close.
+func (vm *VM) Halt() {
+	select {
+	case <-vm.Done():
+		return
+	default:
+	}
+	if vm.agent != nil && slices.ContainsFunc(vm.cfg.Volumes, func(v Volume) bool { return !v.ReadOnly }) {
+		if vm.isPaused() {
+			vm.Resume()
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), haltTime)
+		defer cancel()
+		vm.Stop(ctx, 0)
+	}
 	vm.Kill()
+}
+
+// Close ends the VM as Halt does and waits until everything is released: memory, files, listeners. Closing twice is allowed.
+func (vm *VM) Close() error {
+	vm.Halt()
 	vm.stopIdling()
 	if vm.lifetime != nil {
 		vm.lifetime.Stop()

@@ -55,15 +55,11 @@ func TestVolumesOutliveTheirVMs(t *testing.T) {
 		vm, err := snap.Start(t.Context(), core.StartOptions{Volumes: []core.Volume{v}})
 		require.NoError(t, err)
 		defer vm.Close()
-		vmtest.Shell(t, vm, fmt.Sprintf("echo restored %d >> /var/lib/data/log && sync", i))
-		vm.Close() // by force
+		vmtest.Shell(t, vm, fmt.Sprintf("echo restored %d >> /var/lib/data/log", i))
+		vm.Close()
 	}
 	ro := v
 	ro.ReadOnly = true
-	if _, err = snap.Start(t.Context(), core.StartOptions{Volumes: []core.Volume{ro}}); err != nil {
-		require.ErrorContains(t, err, "did not end cleanly")
-		fsck(t, v.File)
-	}
 	vm, err := snap.Start(t.Context(), core.StartOptions{Volumes: []core.Volume{ro}})
 	require.NoError(t, err)
 	defer vm.Close()

@@ -421,8 +421,9 @@ SM_API int32_t sm_vm_follow_console(const sm_async *async, uint64_t handle, cons
 /* Returns the last that the guest's kernel and init wrote to the console. Handle: vm. */
 SM_API int32_t sm_vm_console(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
 
-/* Gives up a VM. One of its own ends at once, by force; one that was acquired goes back to its pool. Calls that run on it end with an
- * error; programs that were started in it are killed, and their handles stay until they are closed. Handle: vm. Blocks until it is done. */
+/* Gives up a VM. One of its own ends at once, by force, unless it has volumes: then it is shut down first, for which it gets 5 seconds.
+ * One that was acquired goes back to its pool. Calls that run on it end with an error; programs that were started in it are killed, and
+ * their handles stay until they are closed. Handle: vm. Blocks until it is done. */
 SM_API int32_t sm_vm_close(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
 
 /* Like vm_close, but a VM that was acquired is thrown away: the pool starts another. Handle: vm. Blocks until it is done. */

@@ -237,7 +237,7 @@ func init() {
 			}
 			return textResult{strings.ToValidUTF8(m.ConsoleTail(n), "\ufffd")}, nil
 		})
-	defineClose("vm_close", KindVM, "Gives up a VM. One of its own ends at once, by force; one that was acquired goes back to its pool. Calls that run on it end with an error; "+
+	defineClose("vm_close", KindVM, "Gives up a VM. One of its own ends at once, by force, unless it has volumes: then it is shut down first, for which it gets 5 seconds. One that was acquired goes back to its pool. Calls that run on it end with an error; "+
 		"programs that were started in it are killed, and their handles stay until they are closed.")
 	define("vm_discard", KindVM, 0, "Like vm_close, but a VM that was acquired is thrown away: the pool starts another.",
 		func(ctx context.Context, e *env, m *vm, _ *None) (None, error) {

@@ -141,7 +141,7 @@ func (s *store) closeHandle(context.Context) error { return nil }
 
 func (m *vm) closeHandle(ctx context.Context) error {
 	if m.pooled == nil {
-		m.VM.Kill() // calls that wait for the guest end
+		m.VM.Halt() // calls that wait for the guest end
 	}
 	m.use.close()
 	select {
