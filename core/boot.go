@@ -216,7 +216,7 @@ func (vm *VM) devices(below *layer, saved []virtio.State) (devices []virtio.Devi
 	if vm.scratch, err = newScratch(vm.cfg.StateDir, below); err != nil {
 		return nil, err
 	}
-	scratch, err := newDisk(vm.scratch, "scratch")
+	scratch, err := vm.cfg.newDisk(vm.scratch, "scratch")
 	if err != nil {
 		return nil, err
 	}
@@ -224,7 +224,7 @@ func (vm *VM) devices(below *layer, saved []virtio.State) (devices []virtio.Devi
 	if err != nil {
 		return []virtio.Device{scratch}, err
 	}
-	root, err := newDisk(raw, "root")
+	root, err := vm.cfg.newDisk(raw, "root")
 	if err != nil {
 		return []virtio.Device{scratch}, err
 	}
@@ -237,7 +237,7 @@ func (vm *VM) devices(below *layer, saved []virtio.State) (devices []virtio.Devi
 		return devices, err
 	}
 	devices = append(devices, network)
-	attach, err := openAttachments(vm.cfg.Volumes, vm.cfg.Mounts, saved)
+	attach, err := openAttachments(vm.cfg, saved)
 	if err != nil {
 		return devices, err
 	}
@@ -252,8 +252,10 @@ func (vm *VM) devices(below *layer, saved []virtio.State) (devices []virtio.Devi
 }
 
 // newDisk takes over the backend.
-func newDisk(backend block.Backend, serial string) (*block.Device, error) {
-	disk, err := block.New(block.Config{Backend: backend, Serial: serial})
+func (c Config) newDisk(backend block.Backend, serial string) (*block.Device, error) {
+	disk, err := block.New(block.Config{
+		Backend: backend, Serial: serial, BytesPerSecond: c.DiskBytesPerSecond, RequestsPerSecond: c.DiskRequestsPerSecond,
+	})
 	if err != nil {
 		backend.Close()
 	}

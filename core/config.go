@@ -30,6 +30,10 @@ type Config struct {
 	// The next use wakes it up. 0: never.
 	IdleTimeout time.Duration
 
+	// DiskBytesPerSecond and DiskRequestsPerSecond limit each disk of the VM: the image, the writable layer and each volume; 0: no limit.
+	DiskBytesPerSecond    int64
+	DiskRequestsPerSecond int64
+
 	// Network, if set, lets the guest reach other computers.
 	Network *Network
 
@@ -78,6 +82,8 @@ func (c Config) withDefaults(id string) (Config, error) {
 		return c, err
 	}
 	switch {
+	case c.DiskBytesPerSecond < 0 || c.DiskRequestsPerSecond < 0:
+		return c, &Error{Code: ErrInvalidArgument, Op: "check configuration", Object: "disk limits", Err: errors.New("they cannot be negative")}
 	case c.Lifetime < 0 || c.IdleTimeout < 0:
 		return c, &Error{Code: ErrInvalidArgument, Op: "check configuration", Object: "lifetime and idle timeout", Err: errors.New("they cannot be negative")}
 	case c.BootTimeout < 0:

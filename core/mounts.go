@@ -125,8 +125,8 @@ type attachments struct {
 
 // openAttachments makes the devices. Where the guest still knows devices of the guest that it was copied from, in the saved state, there are others
 // that fail all requests. The caller has the devices from now on.
-func openAttachments(volumes []Volume, mounts []Mount, saved []virtio.State) (_ *attachments, err error) {
-	if err := checkAttachments(volumes, mounts); err != nil {
+func openAttachments(c Config, saved []virtio.State) (_ *attachments, err error) {
+	if err := checkAttachments(c.Volumes, c.Mounts); err != nil {
 		return nil, err
 	}
 	a := &attachments{}
@@ -142,14 +142,14 @@ func openAttachments(volumes []Volume, mounts []Mount, saved []virtio.State) (_ 
 			}
 		}
 	}
-	for _, v := range volumes {
+	for _, v := range c.Volumes {
 		op := trace.Begin(trace.FS, v.File)
 		disk, fresh, err := openVolume(v)
 		op.Step("open volume for %s", v.Path)
 		if err != nil {
 			return nil, err
 		}
-		dev, err := newDisk(disk, "volume")
+		dev, err := c.newDisk(disk, "volume")
 		if err != nil {
 			return nil, err
 		}
@@ -157,7 +157,7 @@ func openAttachments(volumes []Volume, mounts []Mount, saved []virtio.State) (_ 
 			return nil, err
 		}
 	}
-	for i, m := range mounts {
+	for i, m := range c.Mounts {
 		op := trace.Begin(trace.FS, m.Dir)
 		dev, tag, err := openMount(m, i)
 		op.Step("open directory for %s", m.Path)

@@ -24,6 +24,9 @@ type StartOptions struct {
 	Lifetime    time.Duration // as in Config
 	IdleTimeout time.Duration // as in Config
 
+	DiskBytesPerSecond    int64 // as in Config
+	DiskRequestsPerSecond int64 // as in Config
+
 	// Network is the VM's own, as in Config. Connections of the VM that was saved are reset.
 	Network *Network
 
@@ -55,6 +58,7 @@ func (c *checkpoint) prepare(o StartOptions) (vm *VM, err error) {
 	vm.op = trace.Begin(trace.Restore, vm.id)
 	cfg := c.cfg
 	cfg.Name, cfg.StateDir, cfg.BootTimeout = o.Name, o.StateDir, o.Timeout
+	cfg.DiskBytesPerSecond, cfg.DiskRequestsPerSecond = o.DiskBytesPerSecond, o.DiskRequestsPerSecond
 	cfg.Lifetime, cfg.IdleTimeout, cfg.Network, cfg.Volumes, cfg.Mounts = o.Lifetime, o.IdleTimeout, o.Network, o.Volumes, o.Mounts
 	setDefault(&cfg.BootTimeout, defaultStartTimeout)
 	if vm.cfg, err = cfg.withDefaults(vm.id); err != nil {

@@ -113,7 +113,7 @@ func TestVolumesThatCannotBeAttached(t *testing.T) {
 	v.Path = "/etc/hostname"
 	_, err := core.Start(t.Context(), vmtest.Image(t, "busybox"), core.Config{Volumes: []core.Volume{v}})
 	require.ErrorIs(t, err, core.ErrNotFound)
-	require.ErrorContains(t, err, "attach volume /etc/hostname")
+	require.ErrorContains(t, err, "mount volume /etc/hostname")
 	v.Path = "relative"
 	_, err = core.Start(t.Context(), vmtest.Image(t, "busybox"), core.Config{Volumes: []core.Volume{v}})
 	require.ErrorIs(t, err, core.ErrInvalidArgument)

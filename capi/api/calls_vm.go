@@ -66,6 +66,8 @@ func (o attachOptions) parse() (volumes []core.Volume, mounts []core.Mount, err 
 // lifeOptions say when a VM ends or rests by itself.
 type lifeOptions struct {
 	LifetimeMS    int64 `msgpack:"lifetime_ms" doc:"The VM is ended by force so many milliseconds after its start; 0: never."`
+	DiskRate      int64 `msgpack:"disk_rate" doc:"Bytes per second that each disk reads and writes; 0: no limit."`
+	DiskOps       int64 `msgpack:"disk_ops" doc:"Requests per second to each disk; 0: no limit."`
 	IdleTimeoutMS int64 `msgpack:"idle_timeout_ms" doc:"The VM is paused when it was not used for so many milliseconds: no program that was started, no file that is transferred and no connection. The next use wakes it up. 0: never."`
 }
 
@@ -78,7 +80,10 @@ type startOptions struct {
 }
 
 func (o startOptions) start() (so core.StartOptions, err error) {
-	so = core.StartOptions{Name: o.Name, Timeout: ms(o.TimeoutMS), Lifetime: ms(o.LifetimeMS), IdleTimeout: ms(o.IdleTimeoutMS)}
+	so = core.StartOptions{
+		Name: o.Name, Timeout: ms(o.TimeoutMS), Lifetime: ms(o.LifetimeMS), IdleTimeout: ms(o.IdleTimeoutMS),
+		DiskBytesPerSecond: o.DiskRate, DiskRequestsPerSecond: o.DiskOps,
+	}
 	if so.Network, err = o.networkOptions.parse(); err != nil {
 		return so, err
 	}
@@ -147,6 +152,7 @@ func init() {
 			cfg := core.Config{
 				Name: o.Name, MemoryMiB: o.MemoryMiB, VCPUs: o.VCPUs, ScratchMiB: o.ScratchMiB, BootTimeout: ms(o.TimeoutMS),
 				AssetsDir: s.assets, StateDir: s.dir, Lifetime: ms(o.LifetimeMS), IdleTimeout: ms(o.IdleTimeoutMS),
+				DiskBytesPerSecond: o.DiskRate, DiskRequestsPerSecond: o.DiskOps,
 			}
 			if cfg.Network, err = o.networkOptions.parse(); err != nil {
 				return vmResult{}, err

@@ -120,6 +120,9 @@ func (q *Queue) disable() {
 
 func (q *Queue) live() bool { return q.config.Ready && q.run.Load() == runActive }
 
+// Live reports whether Pop may yield chains: whether the transport neither pauses nor resets and has not failed. A device that makes a driver wait looks at it.
+func (q *Queue) Live() bool { return q.live() }
+
 // Pop takes the next available chain. It reports false when there is none, and also while the transport pauses, resets or has
 // failed: work left in the ring is announced again by Notify. An error means that the driver broke the rules; the device must
 // hand it to Env.Fail. Pop does not block and, after warming up, does not allocate.

@@ -975,6 +975,10 @@ export interface VMStartOptions {
   networkRate?: number;
   /** The VM is ended by force so many milliseconds after its start; 0: never. */
   lifetimeMs?: number;
+  /** Bytes per second that each disk reads and writes; 0: no limit. */
+  diskRate?: number;
+  /** Requests per second to each disk; 0: no limit. */
+  diskOps?: number;
   /** The VM is paused when it was not used for so many milliseconds: no program that was started, no file that is transferred and no connection. The next use wakes it up. 0: never. */
   idleTimeoutMs?: number;
   /** The VM's name and host name, 1 to 63 of [a-zA-Z0-9-]; default: its ID. */
@@ -1009,6 +1013,10 @@ export interface VMBootOptions {
   networkRate?: number;
   /** The VM is ended by force so many milliseconds after its start; 0: never. */
   lifetimeMs?: number;
+  /** Bytes per second that each disk reads and writes; 0: no limit. */
+  diskRate?: number;
+  /** Requests per second to each disk; 0: no limit. */
+  diskOps?: number;
   /** The VM is paused when it was not used for so many milliseconds: no program that was started, no file that is transferred and no connection. The next use wakes it up. 0: never. */
   idleTimeoutMs?: number;
   /** The VM's name and host name, 1 to 63 of [a-zA-Z0-9-]; default: its ID. */

@@ -5,10 +5,12 @@ import (
 	"encoding/binary"
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"github.com/vmihailenco/msgpack/v5"
 
 	"github.com/supermachine/supermachine/core/virtio"
+	"github.com/supermachine/supermachine/core/virtio/rate"
 )
 
 // Feature bits (virtio 1.2 §5.2.3).
@@ -38,6 +40,10 @@ const (
 	headerBytes      = 16      // type, reserved, sector
 	configBytes      = 60      // struct virtio_blk_config up to write_zeroes_may_unmap and its padding
 	physicalBlockExp = 3       // 4 KiB: what the guest should align to
+
+	// What limits let through at once.
+	minBurstBytes    = 256 << 10
+	minBurstRequests = 8
 )
 
 // Config says what New makes.
@@ -45,6 +51,9 @@ type Config struct {
 	Backend   Backend // the disk; the device closes it
 	Serial    string  // at most SerialSize bytes; the guest reads it as /sys/block/*/serial
 	QueueSize uint16  // a power of two from 4 to 1024; 0 means DefaultQueueSize
+
+	// What is read and written, and requests, per second; 0 for no limit. What exceeds them waits in the guest's queue.
+	BytesPerSecond, RequestsPerSecond int64
 }
 
 // Device is a virtio block device with one queue. Requests are served one after another in Notify, on the caller's goroutine, by
@@ -59,6 +68,9 @@ type Device struct {
 	env     *virtio.Env
 	failed  atomic.Pointer[error]
 	stats   counters
+	limited bool
+	bytes   rate.Bucket
+	ops     rate.Bucket
 
 	// Storage for one request, kept so that requests allocate nothing.
 	data   Vec
@@ -78,6 +90,8 @@ func New(c Config) (*Device, error) {
 		return nil, fmt.Errorf("block device: serial %q is longer than %d bytes", c.Serial, SerialSize)
 	}
 	d := &Device{backend: c.Backend, size: c.Backend.Size(), queue: c.QueueSize}
+	d.limited = c.BytesPerSecond > 0 || c.RequestsPerSecond > 0
+	d.bytes, d.ops = rate.New(c.BytesPerSecond, minBurstBytes), rate.New(c.RequestsPerSecond, minBurstRequests)
 	if err := checkSize("of the block device", d.size); err != nil {
 		return nil, err
 	}
@@ -164,6 +178,9 @@ func (d *Device) Notify(int) {
 	for more := true; more; more = q.EnableNotify() {
 		q.DisableNotify()
 		for {
+			if !d.mayServe(q) {
+				return
+			}
 			c, ok, err := q.Pop()
 			if err != nil {
 				d.env.Fail(err)
@@ -177,10 +194,31 @@ func (d *Device) Notify(int) {
 				d.env.Fail(err)
 				return
 			}
+			d.ops.Take(1)
+			d.bytes.Take(int64(max(c.ReadLen, c.WriteLen)))
 			q.Push(c.Head, written)
 			q.Flush()
 		}
 	}
+}
+
+// patience is how long a limited device sleeps at a time, and so how long it may keep a pause waiting.
+const patience = 2 * time.Millisecond
+
+// mayServe waits until the limits allow a request. It reports false when the queue yields none any more.
+func (d *Device) mayServe(q *virtio.Queue) bool {
+	for d.limited {
+		now := time.Now()
+		wait := max(d.ops.Wait(now), d.bytes.Wait(now))
+		if wait == 0 {
+			return true
+		}
+		if !q.Live() {
+			return false
+		}
+		time.Sleep(min(wait, patience))
+	}
+	return true
 }
 
 // deviceState is what a restored device is checked against.

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"github.com/vmihailenco/msgpack/v5"
@@ -403,4 +404,31 @@ func TestSaveRestore(t *testing.T) {
 		require.NoError(t, err, name)
 		require.Error(t, g.Reattach(dev, g.CopyMemory()).MMIO.Restore(back), name)
 	}
+}
+
+// A limited disk makes the driver wait, and a pause does not wait for that.
+func TestLimitsHold(t *testing.T) {
+	dev, err := New(Config{Backend: &inMemory{data: make([]byte, 1<<20)}, RequestsPerSecond: 200})
+	require.NoError(t, err)
+	d := virtiotest.Start(t, dev, 0)
+	g := &guest{Driver: d, t: t, dev: dev, q: d.Queues[0]}
+	begin := time.Now()
+	const n = 60
+	for range n {
+		g.read(0, 512)
+	}
+	const burst = 10 // 50 ms of them
+	require.GreaterOrEqual(t, time.Since(begin), time.Second*(n-burst-5)/200)
+
+	dev, err = New(Config{Backend: &inMemory{data: make([]byte, 8<<20)}, BytesPerSecond: 4 << 10})
+	require.NoError(t, err)
+	d = virtiotest.Start(t, dev, 0)
+	g = &guest{Driver: d, t: t, dev: dev, q: d.Queues[0]}
+	g.read(0, 1<<20) // a debt of minutes
+	begin = time.Now()
+	g.q.Submit(g.Out(header(typeIn, 0)), g.In(512), g.In(1))
+	g.MMIO.Pause()
+	require.Less(t, time.Since(begin), 10*time.Second)
+	g.MMIO.Resume()
+	g.MMIO.Reset()
 }

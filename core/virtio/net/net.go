@@ -13,6 +13,7 @@ import (
 	"github.com/vmihailenco/msgpack/v5"
 
 	"github.com/supermachine/supermachine/core/virtio"
+	"github.com/supermachine/supermachine/core/virtio/rate"
 )
 
 // Feature bits (virtio 1.2 §5.1.3).
@@ -36,6 +37,7 @@ const (
 	headerBytes   = 12 // struct virtio_net_hdr, with num_buffers
 	configBytes   = 12 // mac, status, max_virtqueue_pairs, mtu
 	queueSize     = 256
+	minBurst      = 64 << 10 // of what a limit lets through at once, in bytes
 
 	rxQueue = 0 // host → guest
 	txQueue = 1 // guest → host
@@ -101,7 +103,7 @@ type Device struct {
 		sync.Mutex
 		env    *virtio.Env // nil while the driver is not there
 		paused bool
-		rate   bucket
+		rate   rate.Bucket
 		timer  *time.Timer // continues when rate allows; nil unless it waits
 		parts  [][]byte
 	}
@@ -134,7 +136,7 @@ func New(c Config) (*Device, error) {
 	copy(d.config[:], c.MAC[:])
 	binary.LittleEndian.PutUint16(d.config[8:], 1) // max_virtqueue_pairs
 	binary.LittleEndian.PutUint16(d.config[10:], uint16(c.MTU))
-	d.tx.rate, d.rx.rate = newBucket(c.FromGuest), newBucket(c.ToGuest)
+	d.tx.rate, d.rx.rate = rate.New(c.FromGuest, minBurst), rate.New(c.ToGuest, minBurst)
 	c.Link.Attach(d.deliver)
 	return d, nil
 }

@@ -404,7 +404,7 @@ func TestRates(t *testing.T) {
 func checkRate(t *testing.T, begin time.Time, rate, n float64) {
 	t.Helper()
 	took := time.Since(begin)
-	ideal := time.Duration((n - rate*burstTime.Seconds()) / rate * float64(time.Second))
+	ideal := time.Duration((n - rate*(50*time.Millisecond).Seconds()) / rate * float64(time.Second))
 	require.Greater(t, took, ideal*9/10)
 	require.Less(t, took, ideal*3+time.Second)
 }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/supermachine/supermachine/core/virtio"
+	"github.com/supermachine/supermachine/core/virtio/rate"
 )
 
 // receiver moves frames to the guest. Its lock guards the receive queue too.
@@ -14,7 +15,7 @@ type receiver struct {
 	env    *virtio.Env // nil while the driver is not there
 	paused bool
 	broken bool // the driver broke the rules, and has not reset the device yet
-	rate   bucket
+	rate   rate.Bucket
 	timer  *time.Timer // continues when rate allows; nil unless it waits
 
 	waiting frames
@@ -94,7 +95,7 @@ func (r *receiver) try(parts [][]byte, n int) bool {
 	if r.timer != nil {
 		return false
 	}
-	if wait := r.rate.wait(time.Now()); wait > 0 {
+	if wait := r.rate.Wait(time.Now()); wait > 0 {
 		r.startTimer(wait)
 		return false
 	}
@@ -126,7 +127,7 @@ func (r *receiver) try(parts [][]byte, n int) bool {
 		r.room += c.WriteLen
 	}
 	r.fill(parts, need)
-	r.rate.take(n)
+	r.rate.Take(int64(n))
 	r.bytes += uint64(n)
 	r.packets++
 	return true

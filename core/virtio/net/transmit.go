@@ -15,7 +15,7 @@ func (d *Device) transmit() {
 	for more := true; more; more = q.EnableNotify() {
 		q.DisableNotify()
 		for {
-			if wait := d.tx.rate.wait(time.Now()); wait > 0 {
+			if wait := d.tx.rate.Wait(time.Now()); wait > 0 {
 				q.Flush()
 				d.startTimer(wait)
 				return
@@ -62,7 +62,7 @@ func (d *Device) send(c *virtio.Chain) error {
 		}
 	}
 	d.tx.parts = parts
-	d.tx.rate.take(int(n))
+	d.tx.rate.Take(int64(n))
 	d.bytesFrom.Add(n)
 	d.packetsFrom.Add(1)
 	d.link.Send(parts)
