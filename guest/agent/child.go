@@ -63,11 +63,17 @@ func (c *child) wait() exit {
 }
 
 // signal sends a signal to the child's process group, SIGKILL also to the rest of its session, a moment later. It reports whether the child was still there.
-func (c *child) signal(sig syscall.Signal) bool {
+func (c *child) signal(sig syscall.Signal) bool { return c.signalAfter(sig, nil) }
+
+// signalAfter is signal, and calls first before, if the child is still there: who waits for its end sees what that did.
+func (c *child) signalAfter(sig syscall.Signal, first func()) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.gone {
 		return false
+	}
+	if first != nil {
+		first()
 	}
 	syscall.Kill(-c.pid, sig)
 	if sig == syscall.SIGKILL {

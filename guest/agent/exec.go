@@ -28,7 +28,7 @@ type process struct {
 // limit kills the process after a time, whatever the client does meanwhile; 0 is never.
 func (p *process) limit(timeout time.Duration) {
 	if timeout > 0 {
-		p.timer = time.AfterFunc(timeout, func() { p.timedOut.Store(p.kill()) })
+		p.timer = time.AfterFunc(timeout, func() { p.signalAfter(syscall.SIGKILL, func() { p.timedOut.Store(true) }) })
 	}
 }
 

@@ -178,9 +178,6 @@ func (d *Device) Notify(int) {
 	for more := true; more; more = q.EnableNotify() {
 		q.DisableNotify()
 		for {
-			if !d.mayServe(q) {
-				return
-			}
 			c, ok, err := q.Pop()
 			if err != nil {
 				d.env.Fail(err)
@@ -188,6 +185,10 @@ func (d *Device) Notify(int) {
 			}
 			if !ok {
 				break
+			}
+			if !d.mayServe(q) {
+				q.Unpop(c)
+				return
 			}
 			written, err := d.serve(c)
 			if err != nil {
