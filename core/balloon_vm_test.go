@@ -26,7 +26,8 @@ func TestIdleVMsGiveMemoryBack(t *testing.T) {
 	used := private()
 	require.Greater(t, used, idle+60<<20)
 	vmtest.Shell(t, vm, "rm /dev/shm/used")
-	eventually(t, func() bool { return private() < idle+16<<20 }, "%d bytes of its own before, %d with a large file", idle, used)
+	// Free memory comes back in blocks of 2 MiB; what is in smaller pieces stays.
+	eventually(t, func() bool { return private() < idle+32<<20 }, "%d bytes of its own before, %d with a large file", idle, used)
 	t.Logf("of its own: %d MiB idle, %d with a file of 64 MiB, %d some time after", idle>>20, used>>20, private()>>20)
 
 	before, err := vm.MemoryStats(t.Context())
