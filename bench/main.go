@@ -29,6 +29,7 @@ type result struct {
 type options struct {
 	busybox, debian string // image references
 	guest           string // the guest's half, a static program
+	peerKernel      string // of the peer that has 9p
 	boots, execs    int
 	restores        int
 	forks, dense    int
@@ -49,6 +50,7 @@ func main() {
 	flag.StringVar(&o.busybox, "busybox", "", "image for boot")
 	flag.StringVar(&o.debian, "debian", "", "image for exec and streams")
 	flag.StringVar(&o.guest, "guest", "build/bench/guest", "the guest's half")
+	flag.StringVar(&o.peerKernel, "peer-kernel", "", "kernel with 9p, for the peer of fs")
 	flag.IntVar(&o.boots, "boots", 7, "number of boots")
 	flag.IntVar(&o.execs, "execs", 100, "number of execs")
 	flag.IntVar(&o.restores, "restores", 30, "number of restores")
@@ -81,7 +83,8 @@ func run(ctx context.Context, o options, out string, add []string, only string) 
 		run  func(context.Context, options) ([]result, error)
 	}{{"boot.agent", bootAgent}, {"exec.true", execTrue}, {"vsock.h2g vsock.g2h", vsockStreams},
 		{"start.first_exec", firstExec}, {"fork.private_bytes", forkPrivate}, {"density.200", density},
-		{"call", bindingCalls}, {"stream node.stall", bindingStreams}, {"idle.cpu", idleCPU}} {
+		{"call", bindingCalls}, {"stream node.stall", bindingStreams}, {"idle.cpu", idleCPU},
+		{"forward", forwards}, {"exec.parallel", execParallel}, {"block", blocks}, {"net.tcp", network}, {"fs", directories}} {
 		if !strings.Contains(b.name, only) {
 			continue
 		}

@@ -25,6 +25,7 @@ import (
 // peer boots QEMU's microvm machine with the kernel, the initramfs and the disks that a VM of ours has, its sockets by the host kernel's vhost.
 type peer struct {
 	kernel, initrd, root, scratch string
+	extra                         []string // devices besides, on the buses 1 to 3
 	calls                         net.Listener
 }
 
@@ -61,35 +62,53 @@ func newPeer(dir string, img *core.Image) (*peer, error) {
 
 // boot returns how long it takes until the agent answers.
 func (p *peer) boot(ctx context.Context) (time.Duration, error) {
+	_, stop, took, err := p.start(ctx)
+	if err != nil {
+		return 0, err
+	}
+	stop()
+	return took, nil
+}
+
+// start boots a guest and returns a client of its agent, and how long it took.
+func (p *peer) start(ctx context.Context) (client *agent.Client, stop func(), took time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "qemu-system-x86_64",
+	args := []string{
 		"-M", "microvm,accel=kvm,acpi=off,pit=on,pic=on,rtc=off,isa-serial=on,auto-kernel-cmdline=on", "-cpu", "host", "-smp", "1", "-m", strconv.Itoa(core.DefaultMemoryMiB),
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio",
 		// The guest's disks are known by their order, which is from the last bus to the first.
-		"-drive", "if=none,id=root,format=raw,readonly=on,file="+p.root, "-device", "virtio-blk-device,drive=root,bus=virtio-mmio-bus.3",
-		"-drive", "if=none,id=scratch,format=raw,file="+p.scratch, "-device", "virtio-blk-device,drive=scratch,bus=virtio-mmio-bus.2",
-		"-device", "vhost-vsock-device,guest-cid=3,bus=virtio-mmio-bus.1", "-device", "virtio-rng-device,bus=virtio-mmio-bus.0",
+		"-drive", "if=none,id=root,format=raw,readonly=on,file=" + p.root, "-device", "virtio-blk-device,drive=root,bus=virtio-mmio-bus.6",
+		"-drive", "if=none,id=scratch,format=raw,file=" + p.scratch, "-device", "virtio-blk-device,drive=scratch,bus=virtio-mmio-bus.5",
+		"-device", "vhost-vsock-device,guest-cid=3,bus=virtio-mmio-bus.4", "-device", "virtio-rng-device,bus=virtio-mmio-bus.0",
 		"-kernel", p.kernel, "-initrd", p.initrd,
-		"-append", "console=ttyS0 quiet reboot=t panic=-1 swiotlb=noforce cryptomgr.notests random.trust_cpu=on noreplace-smp tsc=nowatchdog")
+		"-append", "console=ttyS0 quiet reboot=t panic=-1 swiotlb=noforce cryptomgr.notests random.trust_cpu=on noreplace-smp tsc=nowatchdog",
+	}
+	cmd := exec.Command("qemu-system-x86_64", append(args, p.extra...)...)
 	var output bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &output, &output
 	start := time.Now()
 	if err := cmd.Start(); err != nil {
-		return 0, err
+		return nil, nil, 0, err
 	}
 	ended := make(chan struct{})
 	go func() { cmd.Wait(); close(ended) }()
-	took, err := p.answer(ctx, ended, start)
-	cmd.Process.Kill()
-	<-ended
-	if err != nil {
-		return 0, fmt.Errorf("QEMU's microvm: %w\n%s", err, output.Bytes())
+	client, took, err = p.answer(ctx, ended, start)
+	stop = func() {
+		if client != nil {
+			client.Close()
+		}
+		cmd.Process.Kill()
+		<-ended
 	}
-	return took, nil
+	if err != nil {
+		stop()
+		return nil, nil, 0, fmt.Errorf("QEMU's microvm: %w\n%s", err, output.Bytes())
+	}
+	return client, stop, took, nil
 }
 
-func (p *peer) answer(ctx context.Context, ended <-chan struct{}, start time.Time) (time.Duration, error) {
+func (p *peer) answer(ctx context.Context, ended <-chan struct{}, start time.Time) (*agent.Client, time.Duration, error) {
 	called := make(chan net.Conn, 1)
 	go func() {
 		if c, err := p.calls.Accept(); err == nil {
@@ -100,14 +119,13 @@ func (p *peer) answer(ctx context.Context, ended <-chan struct{}, start time.Tim
 	case conn := <-called:
 		client, err := agent.NewClient(conn)
 		if err != nil {
-			return 0, err
+			return nil, 0, err
 		}
-		defer client.Close()
 		err = client.Ping(ctx)
-		return time.Since(start), err
+		return client, time.Since(start), err
 	case <-ended:
-		return 0, errors.New("it has ended")
+		return nil, 0, errors.New("it has ended")
 	case <-ctx.Done():
-		return 0, ctx.Err()
+		return nil, 0, ctx.Err()
 	}
 }

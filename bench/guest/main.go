@@ -2,11 +2,18 @@
 //
 //	guest spawn N PROGRAM [ARG…]   runs a program N times and prints the nanoseconds of each, a line each
 //	guest serve PORT               serves bench's stream protocol on a vsock port
+//	guest listen PORT              the same on a TCP port of the loopback address
+//	guest dial ADDRESS             the same on a connection to a TCP address
+//	guest rand4k N FILE            reads and writes N random blocks of 4 KiB past the page cache and prints the nanoseconds of all
+//	guest seq1m N FILE             writes and reads N MiB past the page cache and prints the nanoseconds of all
+//	guest read N FILE              reads a file N times and prints the nanoseconds of each
+//	guest lstat N DIR              looks at every file below a directory N times and prints the nanoseconds of each
 package main
 
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"strconv"
 	"syscall"
@@ -27,26 +34,53 @@ func main() {
 
 func run(args []string) error {
 	if len(args) < 2 {
-		return fmt.Errorf("usage: guest spawn N PROGRAM… | guest serve PORT")
+		return fmt.Errorf("usage: guest spawn N PROGRAM… | guest serve PORT | … (see the source)")
+	}
+	if args[0] == "dial" {
+		c, err := net.Dial("tcp", args[1])
+		if err != nil {
+			return err
+		}
+		stream.Serve(c)
+		return nil
 	}
 	n, err := strconv.Atoi(args[1])
 	if err != nil {
 		return err
 	}
-	if args[0] == "spawn" {
+	switch args[0] {
+	case "spawn":
 		return spawn(n, args[2:])
+	case "rand4k":
+		return random(n, args[2])
+	case "seq1m":
+		return sequential(n, args[2])
+	case "read":
+		return readWhole(n, args[2])
+	case "lstat":
+		return lookAt(n, args[2])
+	case "listen":
+		l, err := net.Listen("tcp", "127.0.0.1:"+args[1])
+		if err != nil {
+			return err
+		}
+		return serve(l, func(net.Conn) error { return nil })
 	}
 	l, err := vsock.ListenContextID(unix.VMADDR_CID_ANY, uint32(n), nil) // Listen would ask /dev/vsock, which a container has not
 	if err != nil {
 		return err
 	}
+	return serve(l, func(c net.Conn) error { return enlarge(c.(*vsock.Conn)) })
+}
+
+func serve(l net.Listener, prepare func(net.Conn) error) error {
 	fmt.Println("ready")
 	for {
 		c, err := l.Accept()
 		if err != nil {
 			return err
 		}
-		if err := enlarge(c.(*vsock.Conn)); err != nil {
+		if err := prepare(c); err != nil {
 			return err
 		}
 		go stream.Serve(c)

@@ -12,6 +12,7 @@ import (
 const (
 	Send    = 's'
 	Receive = 'r'
+	Echo    = 'e' // one byte there and back, so many times
 )
 
 const bufferSize = 64 << 10
@@ -25,6 +26,12 @@ func Serve(c net.Conn) {
 			return
 		}
 		n := int64(binary.BigEndian.Uint64(head[1:]))
+		if head[0] == Echo {
+			if echo(c, n) != nil {
+				return
+			}
+			continue
+		}
 		if head[0] == Send {
 			if sink(c, n) != nil {
 				return
@@ -36,6 +43,39 @@ func Serve(c net.Conn) {
 			return
 		}
 	}
+}
+
+func echo(c net.Conn, n int64) error {
+	var b [1]byte
+	for ; n > 0; n-- {
+		if _, err := io.ReadFull(c, b[:]); err != nil {
+			return err
+		}
+		if _, err := c.Write(b[:]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// RoundTrips returns how long each of n round trips took.
+func RoundTrips(c net.Conn, n int) ([]time.Duration, error) {
+	if _, err := c.Write(binary.BigEndian.AppendUint64([]byte{Echo}, uint64(n))); err != nil {
+		return nil, err
+	}
+	var b [1]byte
+	var out []time.Duration
+	for range n {
+		start := time.Now()
+		if _, err := c.Write(b[:]); err != nil {
+			return nil, err
+		}
+		if _, err := io.ReadFull(c, b[:]); err != nil {
+			return nil, err
+		}
+		out = append(out, time.Since(start))
+	}
+	return out, nil
 }
 
 // Transfer moves n bytes and returns how long it took, the receiver's acknowledgement included.
