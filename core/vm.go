@@ -118,7 +118,16 @@ func (vm *VM) ConsoleTail(n int) string { return string(vm.console.Tail(n)) }
 
 // FollowConsole reads what is kept of the console, the last 64 KiB, and then what comes, until the VM ends. A reader that is slow misses some. The
 // caller closes it, which ends a Read that waits.
-func (vm *VM) FollowConsole() io.ReadCloser { return vm.console.NewReader() }
+func (vm *VM) FollowConsole() io.ReadCloser {
+	r := vm.console.NewReader()
+	go func() {
+		select {
+		case <-vm.Done():
+		case <-r.Closed():
+		}
+	}()
+	return r
+}
 
 // Pause stops the guest's processors and devices; its memory stays. Connections wait. Pausing a paused VM does nothing.
 func (vm *VM) Pause() error {

@@ -127,7 +127,7 @@ func init() {
 		})
 	define("vm_follow", KindVM, 0, "Attaches to the workload: what the guest has kept of its output comes first, then what it writes. Closing the handle ends the following alone.",
 		func(ctx context.Context, e *env, m *vm, _ *None) (execResult, error) {
-			return startStreams(ctx, e, m, wanted{stdout: true, stderr: true}, func(life context.Context) (*core.Process, error) {
+			return startStreams(ctx, e, m, wanted{stdout: true, stderr: true, shared: true}, func(life context.Context) (*core.Process, error) {
 				return m.Follow(life, core.Attachment{Pipes: true})
 			})
 		})
@@ -177,11 +177,11 @@ func startExec(ctx context.Context, e *env, m *vm, o *execOptions) (execResult, 
 		return execResult{}, err
 	}
 	req.TTY, req.Rows, req.Cols, req.Pipes = o.TTY, o.Rows, o.Cols, true
-	return startStreams(ctx, e, m, wanted{o.Stdin, o.Stdout, o.Stderr && !o.TTY}, func(life context.Context) (*core.Process, error) { return m.Exec(life, req) })
+	return startStreams(ctx, e, m, wanted{stdin: o.Stdin, stdout: o.Stdout, stderr: o.Stderr && !o.TTY}, func(life context.Context) (*core.Process, error) { return m.Exec(life, req) })
 }
 
-// wanted says which streams a caller wants.
-type wanted struct{ stdin, stdout, stderr bool }
+// wanted says which streams a caller wants. The input of a program that others may write to stays open when it is not wanted.
+type wanted struct{ stdin, stdout, stderr, shared bool }
 
 // startStreams starts or attaches to a program whose streams are pipes, and gives those that are wanted to the caller. What begins lives as long as the
 // handle and the VM's.
@@ -205,7 +205,9 @@ func startStreams(ctx context.Context, e *env, m *vm, w wanted, begin func(life 
 		cancel()
 		return execResult{}, err
 	}
-	copyIn(p.Stdin, in)
+	if in != nil || !w.shared {
+		copyIn(p.Stdin, in)
+	}
 	copyOut(out, p.Stdout)
 	copyOut(errOut, p.Stderr)
 	if in != nil {

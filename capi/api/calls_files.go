@@ -216,7 +216,9 @@ func startTransfer(ctx context.Context, e *env, m *vm, prepare func(context.Cont
 		return transferResult{}, err
 	}
 	go func() {
-		t.err = run()
+		if t.err = run(); t.err != nil && life.Err() != nil {
+			t.err = life.Err() // the handle or the VM's was closed
+		}
 		conn.Close()
 		close(t.ended)
 	}()

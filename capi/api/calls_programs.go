@@ -46,7 +46,7 @@ type chainOptions struct {
 }
 
 type chainResult struct {
-	Outputs []runResult `msgpack:"outputs" doc:"Of the programs that were run, in order, with the keys of vm_run."`
+	Outputs []runResult `msgpack:"outputs" doc:"Of the programs, in order, with the keys of vm_run; zeros for one that could not be run."`
 	Failed  int         `msgpack:"failed" doc:"Which was the first to fail, counted from 0; -1: none."`
 	Error   string      `msgpack:"error" doc:"Why a program could not be run; empty if all were."`
 }
@@ -79,7 +79,7 @@ func init() {
 			Stdout bool   `msgpack:"stdout" doc:"Give a stream for its standard output; else that is dropped."`
 			Stderr bool   `msgpack:"stderr" doc:"Give a stream for its standard error; else that is dropped."`
 		}) (execResult, error) {
-			return startStreams(ctx, e, m, wanted{o.Stdin, o.Stdout, o.Stderr}, func(life context.Context) (*core.Process, error) {
+			return startStreams(ctx, e, m, wanted{o.Stdin, o.Stdout, o.Stderr, true}, func(life context.Context) (*core.Process, error) {
 				return m.Attach(life, o.ID, core.Attachment{Pipes: true})
 			})
 		})

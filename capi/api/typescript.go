@@ -144,7 +144,11 @@ func (t *typescript) kind(typ reflect.Type) string {
 		}
 		return t.written[typ]
 	}
-	return t.kind(typ.Elem()) + "[]"
+	elem := t.kind(typ.Elem())
+	if strings.Contains(elem, "|") {
+		elem = "(" + elem + ")"
+	}
+	return elem + "[]"
 }
 
 var initialisms = map[string]string{"vm": "VM", "io": "IO", "oci": "OCI"}

@@ -539,7 +539,7 @@ export interface ProgramInfo {
   /** Its process ID in the guest. */
   pid: number;
   /** The program and its arguments, at most 4096 bytes of them. */
-  args: string | Buffer[];
+  args: (string | Buffer)[];
   /** The user's number. */
   uid: number;
   /** When it was started, by the guest's clock, in milliseconds since 1970. */
@@ -604,7 +604,7 @@ export interface VMChainOptions {
 }
 
 export interface VMChainResult {
-  /** Of the programs that were run, in order, with the keys of vm_run. */
+  /** Of the programs, in order, with the keys of vm_run; zeros for one that could not be run. */
   outputs: VMRunResult[];
   /** Which was the first to fail, counted from 0; -1: none. */
   failed: number;

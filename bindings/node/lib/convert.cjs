@@ -4,6 +4,18 @@
 const snake = (name) => name.replace(/[A-Z]/g, (c) => '_' + c.toLowerCase());
 const camel = (name) => name.replace(/_([a-z0-9])/g, (_, c) => c.toUpperCase());
 
+/** The handle of a store; none is the user's own. */
+const of = (store) => store?._handle ?? 0n;
+
+/** A resource limit, NAME=SOFT[:HARD]. */
+const limit = ([name, value]) => `${name}=${[].concat(value).map((v) => (v === Infinity ? 'unlimited' : v)).join(':')}`;
+
+/** A value of an option. What takes more than 32 bits is an integer in msgpack only as a bigint. */
+function valueOf(value) {
+  if (Number.isSafeInteger(value) && Math.abs(value) > 0x7fffffff) return BigInt(value);
+  return typeof value === 'object' && '_handle' in value ? value._handle : value;
+}
+
 /** Options for the library. Objects of this package stand for their handles. */
 function toLibrary(given = {}) {
   if (given === null || typeof given !== 'object' || Array.isArray(given)) throw new TypeError('options are an object');
@@ -12,7 +24,8 @@ function toLibrary(given = {}) {
     if (key === 'signal' || key === 'onProgress' || value === undefined || value === null) continue;
     if (/_/.test(key)) throw new TypeError(`unknown option ${JSON.stringify(key)}; names are in camel case, as ${camel(key)}`);
     if (key === 'env' && !Array.isArray(value)) out.env = Object.entries(value).map(([k, v]) => `${k}=${v}`);
-    else out[snake(key)] = typeof value === 'object' && '_handle' in value ? value._handle : value;
+    else if (key === 'limits' && !Array.isArray(value)) out.limits = Object.entries(value).map(limit);
+    else out[snake(key)] = valueOf(value);
   }
   return out;
 }
@@ -39,4 +52,4 @@ function argv(args) {
   return args;
 }
 
-module.exports = { camel, toLibrary, fromLibrary, how, argv };
+module.exports = { of, camel, toLibrary, fromLibrary, how, argv };

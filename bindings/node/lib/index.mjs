@@ -1,1 +1,4 @@
-export { Image, VM, Process, Forward, Pool, Store, Result, ExitError, SupermachineError, errors, run, doctor, version, setAdmission, trace } from './index.cjs';
+export {
+  Image, VM, Process, Forward, Watch, Pool, Store, Result, FileInfo, ExitError, SupermachineError, errors,
+  run, doctor, version, setAdmission, metrics, trace,
+} from './index.cjs';

@@ -4,6 +4,7 @@
 const net = require('node:net');
 const { Readable, Writable, addAbortSignal } = require('node:stream');
 const { call } = require('./native.cjs');
+const { toLibrary } = require('./convert.cjs');
 const { Handle } = require('./handle.cjs');
 
 /** A connected socket that owns the descriptor; undefined if there is none. */
@@ -15,22 +16,24 @@ class Transfer extends Handle {
   static kind = 'file';
 }
 
-/** Opens the transfer of a file; the stream that is made of it is ready once it is. */
+/** Opens a transfer; the stream that is made of it is ready once it is. */
 async function open(vm, name, options, signal) {
   const r = await call(name, vm._handle, options, { signal });
   return { transfer: new Transfer(r.file), socket: socketOf(r.fd) };
 }
 
-/** A file of the guest as a Readable. It ends only if all of the file was read. */
-function readFileStream(vm, path, { signal, highWaterMark } = {}) {
+/** What a call of the library's reads, as a Readable. It ends only if all of it was read. */
+function readStream(vm, name, options, convert = toLibrary) {
+  const { signal, highWaterMark, ...asked } = options;
+  const request = convert(asked);
   let opened;
   const stream = new Readable({
     highWaterMark,
     construct(done) {
-      open(vm, 'vm_open_file', { path }, signal).then((o) => {
+      open(vm, name, request, signal).then((o) => {
         opened = o;
         o.socket.on('data', (chunk) => {
-          if (!stream.push(chunk)) o.socket.pause();
+          if (asked.length !== 0 && !stream.push(chunk)) o.socket.pause();
         });
         o.socket.on('error', (e) => stream.destroy(e));
         o.socket.on('end', () => call('file_wait', o.transfer._handle).then(() => stream.push(null), (e) => stream.destroy(e)));
@@ -46,13 +49,15 @@ function readFileStream(vm, path, { signal, highWaterMark } = {}) {
   return signal ? addAbortSignal(signal, stream) : stream;
 }
 
-/** Creates or replaces a file of the guest with what is written to the Writable. The file appears when it emits finish. */
-function writeFileStream(vm, path, { signal, mode, highWaterMark } = {}) {
+/** What a call of the library's takes, as a Writable. A file that it creates or replaces appears when it emits finish. */
+function writeStream(vm, name, options, convert = toLibrary) {
+  const { signal, highWaterMark, ...asked } = options;
+  const request = convert(asked);
   let opened;
   const stream = new Writable({
     highWaterMark,
     construct(done) {
-      open(vm, 'vm_create_file', { path, mode }, signal).then((o) => {
+      open(vm, name, request, signal).then((o) => {
         opened = o;
         // A transfer that fails ends the socket from the other side, and what is written gets EPIPE: the transfer knows why.
         o.socket.on('error', () => call('file_wait', o.transfer._handle).then(() => {}, (e) => stream.destroy(e)));
@@ -61,7 +66,8 @@ function writeFileStream(vm, path, { signal, mode, highWaterMark } = {}) {
       }, (e) => done(stream.destroyed ? null : e)); // one that was aborted has its error already
     },
     write(chunk, _, done) {
-      opened.socket.write(chunk, (e) => (e ? call('file_wait', opened.transfer._handle).then(() => done(e), done) : done()));
+      // What follows the end of an archive may find nobody who reads it.
+      opened.socket.write(chunk, (e) => (e ? call('file_wait', opened.transfer._handle).then(() => done(), done) : done()));
     },
     final(done) {
       opened.socket.end(() => call('file_wait', opened.transfer._handle).then(() => done(), done));
@@ -79,4 +85,4 @@ function giveUp(opened, error, done) {
   });
 }
 
-module.exports = { socketOf, readFileStream, writeFileStream };
+module.exports = { socketOf, readStream, writeStream };

@@ -10,44 +10,12 @@ import path from 'node:path';
 import { Readable } from 'node:stream';
 import { buffer, text } from 'node:stream/consumers';
 import { pipeline } from 'node:stream/promises';
-import { after, before, test } from 'node:test';
+import { test } from 'node:test';
 import { promisify } from 'node:util';
 import { Worker } from 'node:worker_threads';
-import { errors, ExitError, Image, run, Store, trace } from 'supermachine-core';
-
-const MIB = 1 << 20;
-const REF = `oci:${process.env.SUPERMACHINE_TEST_IMAGES}/busybox:latest`;
-const temporary = fs.mkdtempSync(path.join(os.tmpdir(), 'supermachine-node-'));
-const file = (name) => path.join(temporary, name);
-
-/** @type {Image} */
-let image;
-before(async () => {
-  assert.ok(process.env.SUPERMACHINE_TEST_IMAGES, 'needs guests: run it by make test');
-  const events = new Set();
-  image = await Image.fromOCI(REF, { bootOnly: true, memoryMib: 96, onProgress: (e) => events.add(e.event) });
-  for (const name of ['resolved', 'done', 'step']) assert.ok(events.has(name), name);
-});
-after(() => image?.close());
-
-/** A test with a VM of its own. */
-function vmTest(name, body) {
-  test(name, async () => {
-    const vm = await image.start();
-    try {
-      await body(vm);
-    } finally {
-      await vm.close();
-    }
-  });
-}
-
-async function until(condition) {
-  for (const end = Date.now() + 60_000; !(await condition()); ) {
-    assert.ok(Date.now() < end, 'it does not come');
-    await new Promise((resolve) => setTimeout(resolve, 20));
-  }
-}
+import { errors, ExitError, Image, metrics, run, Store, trace, VM } from 'supermachine-core';
+import { file, image, MIB, REF, until, vmTest } from './guest.mjs';
+import './guest-files.mjs';
 
 vmTest('run', async (vm) => {
   const r = await vm.run(['sh', '-c', 'echo out; echo err >&2; exit 3']);
@@ -61,6 +29,11 @@ vmTest('run', async (vm) => {
   assert.equal((await vm.run(['true'])).stdout.length, 0);
   const late = await vm.run(['sleep', '100'], { timeoutMs: 100 });
   assert.ok(late.timedOut && late.signal === os.constants.signals.SIGKILL);
+  const bounded = await vm.run(['sh', '-c', 'ulimit -n; ulimit -Hn; seq 100000'], { limits: { nofile: [99, 100] }, maxOutput: 11 });
+  assert.equal(bounded.text, '99\n100\n1\n2\n');
+  assert.deepEqual([bounded.stdoutTruncated, bounded.stdoutBytes > 500_000, bounded.stderrTruncated, bounded.stderrBytes], [true, true, false, 0]);
+  assert.equal((await vm.run(['sh', '-c', 'ulimit -c'], { limits: ['core=0:unlimited'] })).text, '0\n');
+  await assert.rejects(vm.run(['true'], { limits: { cpu: [2, 1] } }), errors.InvalidArgumentError);
   await assert.rejects(vm.run(['sh', '-c', 'echo oh no >&2; exit 4'], { check: true }), (e) => {
     assert.ok(e instanceof ExitError && e.result.code === 4);
     assert.equal(e.message, 'sh exited with 4: oh no');
@@ -74,7 +47,7 @@ vmTest('errors', async (vm) => {
   await assert.rejects(vm.run([]), errors.InvalidArgumentError);
   await assert.rejects(vm.readFile('/nothing'), errors.NotFoundError);
   await assert.rejects(vm.connect(81), errors.RefusedError);
-  await assert.rejects(vm.connect(), /exposes none/);
+  await assert.rejects(vm.connect(), /no program listens/);
   await assert.rejects(vm.fork({ n: 5000 }), errors.InvalidArgumentError);
   await assert.rejects(buffer(vm.createReadStream('/nothing')), errors.NotFoundError);
   await assert.rejects(pipeline(Readable.from(['x']), vm.createWriteStream('/nothing/x')), errors.NotFoundError);
@@ -120,6 +93,52 @@ vmTest('streams of programs', async (vm) => {
   await assert.rejects(p.wait(), errors.InvalidHandleError);
 });
 
+vmTest('programs that run by themselves', async (vm) => {
+  const { id, pid } = await vm.spawn(['sh', '-c', 'echo kept; read x; echo got $x; exit 3'], { stdin: true, env: { A: 'b' } });
+  const programs = await vm.programs();
+  assert.equal(programs.more, false);
+  assert.deepEqual(programs.map((p) => [p.id, p.pid, p.args[0], p.detached, p.ended]), [[id, pid, 'sh', true, false]]);
+  const attached = await vm.attach(id, { stdin: true });
+  assert.deepEqual([attached.id, attached.pid], [id, pid]);
+  attached.stdin.end('it\n');
+  const lines = [];
+  for await (const line of attached) lines.push(line);
+  assert.deepEqual([lines, (await attached.wait()).code], [['kept', 'got it'], 3]);
+  await attached.close();
+  assert.equal((await vm.programs()).length, 0);
+  await assert.rejects(vm.attach(id), errors.NotFoundError);
+
+  const p = await vm.exec(['sh', '-c', 'echo first; until [ -e /tmp/go ]; do sleep 0.05; done; echo later']);
+  await once(p.stdout, 'data');
+  await p.detach();
+  assert.equal(await text(p.stdout), '');
+  await assert.rejects(p.wait(), errors.CanceledError);
+  await p.close();
+  const unread = await vm.attach(p.id, { stdout: false });
+  assert.equal(unread.stdout, undefined);
+  const again = await vm.attach(p.id);
+  await vm.writeFile('/tmp/go', '');
+  assert.equal(await text(again.stdout), 'later\n');
+  assert.deepEqual([(await again.wait()).code, (await unread.wait()).code], [0, 0]);
+  await again.close();
+  await unread.close();
+});
+
+vmTest('chains', async (vm) => {
+  const files = { '/tmp/in': 'text', '/tmp/bytes': Buffer.from([0xff]) };
+  let r = await vm.chain([['cat', '/tmp/in'], { args: ['sh', '-c', 'echo $A >&2; exit 2'], env: { A: 'b' } }, ['true']], { files });
+  assert.deepEqual([r.outputs.map((o) => [o.code, o.text, o.stderr.toString()]), r.failed, r.error], [[[0, 'text', ''], [2, '', 'b\n']], 1, '']);
+  assert.deepEqual(await vm.readFile('/tmp/bytes'), Buffer.from([0xff]));
+  const owned = [{ path: '/tmp/x', data: 'x', mode: 0o640, owner: '7' }];
+  r = await vm.chain([['false'], ['stat', '-c', '%a %u', '/tmp/x']], { files: owned, continueOnError: true });
+  assert.deepEqual([r.outputs[1].text, r.failed], ['640 7\n', 0]);
+  r = await vm.chain([['true'], ['echo', 'long line']], { maxOutput: 4 });
+  assert.deepEqual([r.outputs[1].text, r.outputs[1].stdoutTruncated, r.failed], ['long', true, undefined]);
+  r = await vm.chain([['true'], ['nothing']]);
+  assert.deepEqual([r.outputs.length, r.failed], [2, 1]);
+  assert.match(r.error, /nothing/);
+});
+
 vmTest('a program that nobody reads from waits, and takes no memory', async (vm) => {
   const p = await vm.exec(['cat', '/dev/zero']);
   await once(p.stdout, 'readable');
@@ -127,34 +146,6 @@ vmTest('a program that nobody reads from waits, and takes no memory', async (vm)
   await new Promise((resolve) => setTimeout(resolve, 300));
   assert.ok(process.memoryUsage().rss - before < 32 * MIB);
   await p.close();
-});
-
-vmTest('files', async (vm) => {
-  await vm.writeFile('/tmp/a', 'text', { mode: 0o600 });
-  assert.equal(await vm.readFile('/tmp/a', { encoding: 'utf8' }), 'text');
-  assert.equal((await vm.run(['stat', '-c', '%a', '/tmp/a'])).text, '600\n');
-  await vm.writeFile('/tmp/empty', Buffer.alloc(0));
-  assert.equal((await vm.readFile('/tmp/empty')).length, 0);
-  await pipeline(Readable.from(['n', 'ew']), vm.createWriteStream('/tmp/a'));
-  assert.equal(await text(vm.createReadStream('/tmp/a')), 'new');
-  const half = vm.createWriteStream('/tmp/a');
-  await new Promise((resolve, reject) => half.write('half of it', (e) => (e ? reject(e) : resolve())));
-  half.destroy();
-  await once(half, 'close');
-  assert.equal(await vm.readFile('/tmp/a', { encoding: 'utf8' }), 'new');
-  const big = crypto.randomBytes(5 * MIB);
-  fs.writeFileSync(file('big'), big, { mode: 0o751 });
-  await vm.upload(file('big'), '/tmp/big');
-  assert.equal((await vm.run(['stat', '-c', '%a', '/tmp/big'])).text, '751\n');
-  await vm.download('/tmp/big', file('back'));
-  assert.ok(fs.readFileSync(file('back')).equals(big));
-  const part = vm.createReadStream('/tmp/big');
-  for await (const chunk of part) {
-    assert.ok(chunk.length > 0);
-    break;
-  }
-  assert.ok(part.destroyed);
-  await assert.rejects(vm.readFile('/tmp/big', { maxBytes: 1000 }), errors.LimitError);
 });
 
 vmTest('connections', async (vm) => {
@@ -168,6 +159,8 @@ vmTest('connections', async (vm) => {
   const tcp = net.connect({ host, port: Number(port), allowHalfOpen: true });
   tcp.end('hi');
   assert.equal(await text(tcp), 'hi');
+  await until(() => forward.stats().open === 0);
+  assert.deepEqual(forward.stats(), { open: 0, total: 1, failed: 0, sent: 2, received: 2 });
   await forward.close();
   const refused = net.connect({ host, port: Number(port) });
   assert.equal((await once(refused, 'error').then(([e]) => e)).code, 'ECONNREFUSED');
@@ -176,6 +169,20 @@ vmTest('connections', async (vm) => {
   over.end('unix');
   assert.equal(await text(over), 'unix');
   await unix.close();
+  for (const s of [await vm.connect(), net.connect({ path: await vm.socketPath(), allowHalfOpen: true })]) { // the one that listens
+    s.end('found');
+    assert.equal(await text(s), 'found');
+  }
+
+  const server = net.createServer((s) => s.end('from the host')).listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const out = await vm.forwardToHost(`127.0.0.1:${server.address().port}`);
+  assert.equal(out.address, `127.0.0.1:${out.port}`);
+  assert.equal((await vm.run(['nc', '127.0.0.1', String(out.port)])).text, 'from the host');
+  assert.equal(out.stats().total, 1);
+  await out.close();
+  assert.notEqual((await vm.run(['nc', '127.0.0.1', String(out.port)])).code, 0);
+  server.close();
 });
 
 test('pools', async () => {
@@ -230,7 +237,10 @@ test('life of a VM', async () => {
   const vm = await image.start({ name: 'mine' });
   const { name, memoryMib, running, vcpus } = vm.info();
   assert.deepEqual({ name, memoryMib, running, vcpus }, { name: 'mine', memoryMib: 96, running: true, vcpus: 1 });
-  assert.ok((await vm.memory()).totalBytes > 0);
+  await vm.run(['true']);
+  const stats = await vm.stats();
+  assert.ok(stats.totalBytes > 0 && stats.cpuUs > 0 && stats.guestUptimeMs >= stats.timeMs && stats.netConnections === 0);
+  assert.match(metrics(), /^supermachine_vms_restored_total [1-9]/m);
   await vm.pause();
   await vm.resume();
   vm.setBalloon(0);
@@ -242,6 +252,18 @@ test('life of a VM', async () => {
   assert.equal(vm.info().running, false);
   await vm.close();
   assert.throws(() => vm.info(), errors.InvalidHandleError);
+});
+
+test('a VM that is booted, and its console', async () => {
+  const vm = await VM.boot(REF, { memoryMib: 96, lifetimeMs: 600_000 });
+  assert.equal((await vm.run(['echo', 'hi'])).text, 'hi\n');
+  const console = vm.followConsole();
+  let followed = '';
+  for await (const chunk of console) if ((followed += chunk).length >= vm.console().length) break;
+  assert.ok(followed.includes('BIOS') && followed === vm.console());
+  assert.ok(console.destroyed);
+  await assert.rejects(buffer(vm.followConsole({ signal: AbortSignal.timeout(20) })), { name: 'AbortError' });
+  await vm.close();
 });
 
 vmTest('logs of a workload', async (vm) => {
@@ -262,7 +284,8 @@ vmTest('aborted calls end what they began', async (vm) => {
   await assert.rejects(waiting, { name: 'AbortError' });
   await until(async () => !(await vm.run(['ps', '-o', 'args'])).text.includes('sleep 1000'));
   await assert.rejects(vm.wait({ signal: AbortSignal.timeout(50) }), { name: 'TimeoutError' });
-  const reading = vm.createReadStream('/dev/zero', { signal: AbortSignal.timeout(50) });
+  await vm.run(['truncate', '-s', '100G', '/tmp/big'], { check: true });
+  const reading = vm.createReadStream('/tmp/big', { signal: AbortSignal.timeout(50) });
   await assert.rejects(buffer(reading), { name: 'AbortError' });
 });
 
@@ -282,12 +305,13 @@ test('starts that are aborted leave nothing', async () => {
 test('run by one call, trace beside it', async () => {
   const controller = new AbortController();
   const steps = [];
-  const tracing = trace((e) => steps.push(e), { signal: controller.signal }).catch(() => {});
+  const tracing = trace((e) => steps.push(e), { signal: controller.signal, categories: ['restore', 'exec'] }).catch(() => {});
   const r = await run(REF, ['echo', 'hi'], { memoryMib: 96, check: true });
   assert.equal(r.text, 'hi\n');
   controller.abort();
   await tracing;
   assert.ok(steps.some((s) => s.category === 'restore' && s.tookUs >= 0));
+  assert.ok(steps.every((s) => ['restore', 'exec'].includes(s.category)));
 });
 
 vmTest('the event loop turns while calls wait, and libuv threads are free', async (vm) => {

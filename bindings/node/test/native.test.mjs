@@ -4,12 +4,15 @@ import { spawnSync } from 'node:child_process';
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
+import { Readable } from 'node:stream';
+import { buffer } from 'node:stream/consumers';
+import { pipeline } from 'node:stream/promises';
 import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { Worker } from 'node:worker_threads';
 import * as supermachine from 'supermachine-core';
 
-const { errors, Image, Store, SupermachineError } = supermachine;
+const { errors, Image, Store, SupermachineError, VM } = supermachine;
 const here = path.dirname(fileURLToPath(import.meta.url));
 const root = path.join(here, '../../..');
 const temporary = () => fs.mkdtempSync(path.join(os.tmpdir(), 'supermachine-node-'));
@@ -36,7 +39,7 @@ test('every call of the library is offered', () => {
   const listed = [...fs.readFileSync(path.join(root, 'docs/abi.md'), 'utf8').matchAll(/^### sm_(\w+)/gm)].map((m) => m[1]);
   const source = fs.readdirSync(path.join(here, '../lib')).filter((f) => f.endsWith('.cjs'))
     .map((f) => fs.readFileSync(path.join(here, '../lib', f), 'utf8')).join('');
-  const used = [...source.matchAll(/(?:call|quick|open)\((?:vm, )?'(\w+)'/g)].map((m) => m[1]);
+  const used = [...source.matchAll(/(?:call|quick|readStream|writeStream)\((?:this, )?'(\w+)'/g)].map((m) => m[1]);
   const closed = [...source.matchAll(/static kind = '(\w+)'/g)].map((m) => m[1] + '_close');
   assert.deepEqual([...new Set([...used, ...closed])].sort(), listed.sort());
 });
@@ -55,6 +58,67 @@ test('errors name what is wrong', async () => {
   await assert.rejects(supermachine.run('busybox', 'echo hi'), /\['sh', '-c', command\]/);
   await assert.rejects(supermachine.run('busybox', [5]), TypeError);
   assert.throws(() => new Store({ dir: 5 }), errors.InvalidArgumentError);
+});
+
+/** A VM that the library does not have: it reads the options first, and then says so. */
+const none = Object.create(VM.prototype, { _handle: { value: 1n } });
+
+test('methods of VMs read their options before anything else', async () => {
+  const calls = {
+    run: (o) => none.run(['x'], o),
+    exec: (o) => none.exec(['x'], o),
+    spawn: (o) => none.spawn(['x'], o),
+    attach: (o) => none.attach(1, o),
+    chain: (o) => none.chain([['x']], o),
+    chainedCommand: (o) => none.chain([{ args: ['x'], ...o }]),
+    chainedFile: (o) => none.chain([], { files: [{ path: '/x', ...o }] }),
+    forwardToHost: (o) => none.forwardToHost('/x', o),
+    readFile: (o) => none.readFile('/x', { offset: 2 ** 40, length: 0, ...o }),
+    writeFile: (o) => none.writeFile('/x', '', { offset: 0, owner: 'a', ...o }),
+    createReadStream: (o) => buffer(none.createReadStream('/x', { length: 1, ...o })),
+    createWriteStream: (o) => pipeline(Readable.from(['x']), none.createWriteStream('/x', { append: true, ...o })),
+    pack: (o) => buffer(none.pack('/x', o)),
+    unpack: (o) => pipeline(Readable.from(['x']), none.unpack('/x', o)),
+    followConsole: (o) => buffer(none.followConsole(o)),
+    copyIn: (o) => none.copyIn('/x', '/y', o),
+    copyOut: (o) => none.copyOut('/x', '/y', o),
+    stat: (o) => none.stat(Buffer.from('/x'), { follow: false, ...o }),
+    list: (o) => none.list('/x', o).next(),
+    walk: (o) => none.walk('/x', { depth: 2, ...o }).next(),
+    watch: (o) => none.watch('/x', { recursive: true, ...o }),
+    mkdir: (o) => none.mkdir('/x', o),
+    remove: (o) => none.remove('/x', o),
+    rename: (o) => none.rename('/x', '/y', o),
+    chmod: (o) => none.chmod('/x', 0o600, o),
+    chown: (o) => none.chown('/x', 'a', { follow: false, ...o }),
+    symlink: (o) => none.symlink('x', '/y', o),
+  };
+  for (const [name, f] of Object.entries(calls)) {
+    await assert.rejects(async () => f({ typo: 1 }), /unknown option "typo"/, name);
+    await assert.rejects(async () => f({}), errors.InvalidHandleError, name);
+    if (!name.startsWith('chained')) await assert.rejects(async () => f({ signal: AbortSignal.abort() }), { name: 'AbortError' }, name);
+  }
+  for (const f of [() => none.programs(), () => none.stats(), () => none.socketPath()]) await assert.rejects(f(), errors.InvalidHandleError);
+  await assert.rejects(none.writeFile('/x', '', { append: true, offset: 0 }), /append and offset exclude each other/);
+  await assert.rejects(none.chain(['ls', '-l']), /a command is an array.*\['sh', '-c', command\]/);
+  await assert.rejects(none.chain('ls'), TypeError);
+  await assert.rejects(none.chain([{ arg: ['ls'] }]), TypeError);
+  await assert.rejects(none.chain([['ls']], { files: { '/x': 5 } }), /files: element 0: data: bytes is needed/);
+  await assert.rejects(none.chain([{ args: ['ls'], timeoutMs: 'x' }]), /commands: element 0: timeoutMs: an integer is needed/);
+});
+
+test('integers of more than 32 bits', async () => {
+  const store = new Store({ dir: temporary() });
+  assert.deepEqual(await store.prune({ maxBytes: 2 ** 32, olderMs: 2 ** 52 }), []);
+  await assert.rejects(store.prune({ maxBytes: 1.5 }), /an integer is needed, and a fraction was given/);
+  await store.close();
+  assert.throws(() => none.setBalloon(2 ** 40), errors.InvalidHandleError);
+});
+
+test('metrics, and categories of traces', async () => {
+  assert.match(supermachine.metrics(), /^supermachine_vms_open 0$/m);
+  await assert.rejects(supermachine.trace(() => {}, { categories: ['nothing'] }), errors.InvalidArgumentError);
+  await assert.rejects(supermachine.trace(() => {}, { categories: ['exec', 'fs'], signal: AbortSignal.timeout(20) }), { name: 'TimeoutError' });
 });
 
 test('closed objects', async () => {

@@ -151,6 +151,9 @@ func (d *Reader) Read(p []byte) (int, error) {
 	}
 }
 
+// Closed is closed with the reader.
+func (d *Reader) Closed() <-chan struct{} { return d.closed }
+
 // Close implements io.Closer.
 func (d *Reader) Close() error {
 	d.once.Do(func() { close(d.closed) })
