@@ -100,7 +100,7 @@ func (vm *VM) boot(ctx context.Context) error {
 		return err
 	}
 	vm.machine, err = machine.New(machine.Config{
-		Hypervisor: hv, MemoryMiB: vm.cfg.MemoryMiB, VCPUs: vm.cfg.VCPUs, Devices: devices, Serial: vm.console,
+		Hypervisor: hv, MemoryMiB: vm.cfg.MemoryMiB, VCPUs: vm.cfg.VCPUs, CPULimit: vm.cfg.CPULimit, Devices: devices, Serial: vm.console,
 	})
 	if err != nil {
 		return err

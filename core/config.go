@@ -30,6 +30,9 @@ type Config struct {
 	// The next use wakes it up. 0: never.
 	IdleTimeout time.Duration
 
+	// CPULimit is how many of the host's CPUs the guest may use on average, such as 0.5; 0: as many as it has vCPUs.
+	CPULimit float64
+
 	// DiskBytesPerSecond and DiskRequestsPerSecond limit each disk of the VM: the image, the writable layer and each volume; 0: no limit.
 	DiskBytesPerSecond    int64
 	DiskRequestsPerSecond int64
@@ -82,6 +85,8 @@ func (c Config) withDefaults(id string) (Config, error) {
 		return c, err
 	}
 	switch {
+	case c.CPULimit < 0 || c.CPULimit > 0 && c.CPULimit < minCPULimit:
+		return c, &Error{Code: ErrInvalidArgument, Op: "check configuration", Object: "CPU limit", Err: fmt.Errorf("%v is less than %v", c.CPULimit, minCPULimit)}
 	case c.DiskBytesPerSecond < 0 || c.DiskRequestsPerSecond < 0:
 		return c, &Error{Code: ErrInvalidArgument, Op: "check configuration", Object: "disk limits", Err: errors.New("they cannot be negative")}
 	case c.Lifetime < 0 || c.IdleTimeout < 0:
@@ -102,6 +107,9 @@ func (c Config) Check() error {
 	_, err := c.withDefaults("check")
 	return err
 }
+
+// minCPULimit is what a guest needs to go on at all.
+const minCPULimit = 0.01
 
 // rangeError is the ErrInvalidArgument of a number that is out of range.
 func rangeError[T int | int64](op, object string, value, lo, hi T, unit ...string) error {

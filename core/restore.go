@@ -24,8 +24,9 @@ type StartOptions struct {
 	Lifetime    time.Duration // as in Config
 	IdleTimeout time.Duration // as in Config
 
-	DiskBytesPerSecond    int64 // as in Config
-	DiskRequestsPerSecond int64 // as in Config
+	CPULimit              float64 // as in Config
+	DiskBytesPerSecond    int64   // as in Config
+	DiskRequestsPerSecond int64   // as in Config
 
 	// Network is the VM's own, as in Config. Connections of the VM that was saved are reset.
 	Network *Network
@@ -58,6 +59,7 @@ func (c *checkpoint) prepare(o StartOptions) (vm *VM, err error) {
 	vm.op = trace.Begin(trace.Restore, vm.id)
 	cfg := c.cfg
 	cfg.Name, cfg.StateDir, cfg.BootTimeout = o.Name, o.StateDir, o.Timeout
+	cfg.CPULimit = o.CPULimit
 	cfg.DiskBytesPerSecond, cfg.DiskRequestsPerSecond = o.DiskBytesPerSecond, o.DiskRequestsPerSecond
 	cfg.Lifetime, cfg.IdleTimeout, cfg.Network, cfg.Volumes, cfg.Mounts = o.Lifetime, o.IdleTimeout, o.Network, o.Volumes, o.Mounts
 	setDefault(&cfg.BootTimeout, defaultStartTimeout)
@@ -91,7 +93,7 @@ func (c *checkpoint) prepare(o StartOptions) (vm *VM, err error) {
 	}
 	vm.op.Step("make devices")
 	vm.machine, err = machine.New(machine.Config{
-		Hypervisor: hv, MemoryMiB: cfg.MemoryMiB, VCPUs: cfg.VCPUs, Devices: devices, Serial: vm.console, Memory: guestMemory(cfg.MemoryMiB, mem),
+		Hypervisor: hv, MemoryMiB: cfg.MemoryMiB, VCPUs: cfg.VCPUs, CPULimit: cfg.CPULimit, Devices: devices, Serial: vm.console, Memory: guestMemory(cfg.MemoryMiB, mem),
 	})
 	if err != nil {
 		return nil, err

@@ -49,12 +49,7 @@ func scratchTemplate(dir string, mib int) (string, error) {
 		return "", err
 	}
 	// No journal: the layer does not outlive its VM, so there is nothing to recover after a crash.
-	_, err = ext4.Create(sparse{file.New(tmp, false)}, size, 0, 512, &ext4.Params{
-		SectorsPerBlock: 8,
-		VolumeName:      "scratch",
-		Features:        []ext4.FeatureOpt{ext4.WithFeatureHasJournal(false), ext4.WithFeatureReservedGDTBlocksForExpansion(false)},
-	})
-	if err != nil {
+	if err := makeExt4(tmp, size, "scratch", false); err != nil {
 		return "", fmt.Errorf("format a scratch disk of %d MiB: %w", mib, err)
 	}
 	if err := tmp.Sync(); err != nil {
@@ -67,15 +62,35 @@ func scratchTemplate(dir string, mib int) (string, error) {
 	return path, nil
 }
 
-// sparse is storage over a new file in which writing zeros leaves a hole: a large empty file system is mostly zeroed inode tables.
-type sparse struct{ backend.Storage }
-
-func (s sparse) Writable() (backend.WritableFile, error) {
-	w, err := s.Storage.Writable()
-	return sparseFile{w}, err
+// makeExt4 puts an empty file system into a new file of that size.
+func makeExt4(f *os.File, size int64, name string, journal bool) error {
+	storage := &sparse{Storage: file.New(f, false)}
+	_, err := ext4.Create(storage, size, 0, 512, &ext4.Params{
+		SectorsPerBlock: 8,
+		VolumeName:      name,
+		Features:        []ext4.FeatureOpt{ext4.WithFeatureHasJournal(journal), ext4.WithFeatureReservedGDTBlocksForExpansion(false)},
+	})
+	if err != nil && storage.failed != nil {
+		return storage.failed // the library loses it
+	}
+	return err
 }
 
-type sparseFile struct{ backend.WritableFile }
+// sparse is storage over a new file in which writing zeros leaves a hole: a large empty file system is mostly zeroed inode tables.
+type sparse struct {
+	backend.Storage
+	failed error // the first of the file's
+}
+
+func (s *sparse) Writable() (backend.WritableFile, error) {
+	w, err := s.Storage.Writable()
+	return sparseFile{w, s}, err
+}
+
+type sparseFile struct {
+	backend.WritableFile
+	s *sparse
+}
 
 var zeros [64 << 10]byte
 
@@ -91,5 +106,9 @@ func (f sparseFile) WriteAt(p []byte, off int64) (int, error) {
 			break
 		}
 	}
-	return f.WritableFile.WriteAt(p, off)
+	n, err := f.WritableFile.WriteAt(p, off)
+	if err != nil && f.s.failed == nil {
+		f.s.failed = err
+	}
+	return n, err
 }

@@ -11,6 +11,31 @@ import (
 	"github.com/supermachine/supermachine/core/vmtest"
 )
 
+// A guest that would use all of a CPU gets its share, and is as responsive as that allows.
+func TestCPULimitHolds(t *testing.T) {
+	t.Parallel()
+	vmtest.RequireKVM(t)
+	vm, err := core.Start(t.Context(), vmtest.Image(t, "busybox"), core.Config{CPULimit: 0.3, BootTimeout: 5 * time.Minute})
+	require.NoError(t, err)
+	defer vm.Close()
+	busy, err := vm.Exec(t.Context(), core.Exec{Args: []string{"sh", "-c", "while :; do :; done"}})
+	require.NoError(t, err)
+	defer busy.Kill()
+	before, err := vm.Stats(t.Context())
+	require.NoError(t, err)
+	begin := time.Now()
+	eventually(t, func() bool { return time.Since(begin) > 3*time.Second }, "time passes")
+	require.Equal(t, "answer", vmtest.Shell(t, vm, "echo answer"))
+	after, err := vm.Stats(t.Context())
+	require.NoError(t, err)
+	share := float64(after.CPU-before.CPU) / float64(after.Time-before.Time)
+	require.InDelta(t, 0.3, share, 0.15)
+	require.NoError(t, vm.Pause(), "who is held back can be paused")
+	require.NoError(t, vm.Resume())
+	_, err = core.Start(t.Context(), vmtest.Image(t, "busybox"), core.Config{CPULimit: 0.001})
+	require.ErrorIs(t, err, core.ErrInvalidArgument)
+}
+
 func TestStatsGrowWithUse(t *testing.T) {
 	t.Parallel()
 	vmtest.RequireKVM(t)

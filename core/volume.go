@@ -8,8 +8,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/diskfs/go-diskfs/backend/file"
-	"github.com/diskfs/go-diskfs/filesystem/ext4"
 	"golang.org/x/sys/unix"
 
 	"github.com/supermachine/supermachine/core/virtio/block"
@@ -161,11 +159,7 @@ func makeVolume(v Volume, empty os.FileInfo) (f *os.File, err error) {
 	if err := f.Truncate(size); err != nil {
 		return nil, err
 	}
-	_, err = ext4.Create(sparse{file.New(f, false)}, size, 0, 512, &ext4.Params{
-		SectorsPerBlock: 8, VolumeName: "volume",
-		Features: []ext4.FeatureOpt{ext4.WithFeatureHasJournal(true), ext4.WithFeatureReservedGDTBlocksForExpansion(false)},
-	})
-	if err != nil {
+	if err := makeExt4(f, size, "volume", true); err != nil {
 		return nil, err
 	}
 	if err := f.Sync(); err != nil {

@@ -119,6 +119,25 @@ func TestVolumesThatCannotBeAttached(t *testing.T) {
 	require.ErrorIs(t, err, core.ErrInvalidArgument)
 }
 
+// A volume whose host's disk is full gives its guest errors, and nothing else stops.
+func TestVolumeOnAFullDisk(t *testing.T) {
+	t.Parallel()
+	vmtest.RequireKVM(t)
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to make a small file system")
+	}
+	dir := t.TempDir()
+	require.NoError(t, syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=12m"))
+	defer syscall.Unmount(dir, syscall.MNT_DETACH)
+	vm, err := core.Start(t.Context(), vmtest.Image(t, "busybox"), core.Config{Volumes: []core.Volume{{File: filepath.Join(dir, "v"), Path: "/data", SizeMiB: 64}}})
+	require.NoError(t, err)
+	defer vm.Close()
+	require.Contains(t, vmtest.Shell(t, vm, "dd if=/dev/urandom of=/data/x bs=1M count=30 conv=fsync 2>&1; true"), "error")
+	require.Equal(t, "alive", vmtest.Shell(t, vm, "echo alive > /tmp/x; cat /tmp/x"), "the rest of the VM goes on")
+	_, err = core.Start(t.Context(), vmtest.Image(t, "busybox"), core.Config{Volumes: []core.Volume{{File: filepath.Join(dir, "w"), Path: "/data", SizeMiB: 1 << 20}}})
+	require.ErrorIs(t, err, core.ErrDiskFull)
+}
+
 const volumeHostEnv = "SUPERMACHINE_TEST_VOLUME"
 
 // TestVolumeHost is not a test of its own: it is the host process that TestVolumeSurvivesItsHost kills.

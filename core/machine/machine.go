@@ -18,6 +18,8 @@ type Config struct {
 	Hypervisor hypervisor.Hypervisor
 	MemoryMiB  int // MinMemoryMiB to MaxMemoryMiB
 	VCPUs      int // 1 to MaxVCPUs
+	// CPULimit is how many of the host's CPUs the vCPUs may use on average, such as 0.5; 0: no limit.
+	CPULimit float64
 	// Memory is the guest's RAM where the caller maps it (a snapshot's memory image); nil allocates MemoryMiB. The machine takes
 	// ownership and unmaps it.
 	Memory *hypervisor.Memory
@@ -72,6 +74,7 @@ type Machine struct {
 	quiet     bool // the devices are paused
 	waking    bool // wakeDevices is about to run
 	listening bool // the doorbells are answered
+	held      bool // the vCPUs wait because of CPULimit
 	rewound   bool // since the pause began: no time has passed for the guest
 	exit      Exit
 	ended     chan struct{} // closed when the phase becomes ending

@@ -56,10 +56,10 @@ func (m *Machine) runUntilKicked(v hypervisor.VCPU) error {
 func (m *Machine) mayRun() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.phase == phasePaused {
+	if m.phase == phasePaused || m.held {
 		m.parked++
 		m.cond.Broadcast()
-		for m.phase == phasePaused {
+		for m.phase == phasePaused || m.held && m.phase == phaseRunning {
 			m.cond.Wait()
 		}
 		m.parked--
@@ -170,6 +170,9 @@ func (m *Machine) Resume() error {
 		m.running = m.cfg.VCPUs
 		for i := range m.cfg.VCPUs {
 			go m.runVCPU(i)
+		}
+		if m.cfg.CPULimit > 0 {
+			go m.throttle()
 		}
 	}
 	m.phase = phaseRunning

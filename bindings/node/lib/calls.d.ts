@@ -975,6 +975,8 @@ export interface VMStartOptions {
   networkRate?: number;
   /** The VM is ended by force so many milliseconds after its start; 0: never. */
   lifetimeMs?: number;
+  /** How much of the host's CPUs the guest may use on average, 100 for one; 0: as many as it has vCPUs. */
+  cpuPercent?: number;
   /** Bytes per second that each disk reads and writes; 0: no limit. */
   diskRate?: number;
   /** Requests per second to each disk; 0: no limit. */
@@ -1013,6 +1015,8 @@ export interface VMBootOptions {
   networkRate?: number;
   /** The VM is ended by force so many milliseconds after its start; 0: never. */
   lifetimeMs?: number;
+  /** How much of the host's CPUs the guest may use on average, 100 for one; 0: as many as it has vCPUs. */
+  cpuPercent?: number;
   /** Bytes per second that each disk reads and writes; 0: no limit. */
   diskRate?: number;
   /** Requests per second to each disk; 0: no limit. */
