@@ -45,11 +45,15 @@ module Supermachine
       nil
     end
 
-    # Yields a hash for each step of restores, snapshots and bakes, until the block breaks or raises. There is one trace in a process.
-    def trace(&block)
+    # Returns what this process has done so far and has open, as text in Prometheus' format.
+    def metrics = Native.quick("metrics")[:text]
+
+    # Yields a hash for each step of what the library does, until the block breaks or raises. categories: only those of boot, restore, snapshot, bake, exec,
+    # vsock, fs, net, pool and oci.
+    def trace(categories: nil, &block)
       raise ArgumentError, "trace needs a block" unless block
 
-      Native.call("trace", 0, block)
+      Native.call("trace", 0, block, categories: categories)
     end
   end
 end

@@ -39,6 +39,56 @@ class GuestsTest < Minitest::Test # rubocop:disable Metrics/ClassLength
       assert_equal Signal.list["KILL"], r.signal
       e = assert_raises(ExitError) { vm.run(["sh", "-c", "echo oh no >&2; exit 4"], check: true) }
       assert_equal ["sh exited with 4: oh no", 4], [e.message, e.result.code]
+      assert_equal "64 128\n", vm.run(["sh", "-c", "echo $(ulimit -n) $(ulimit -Hn)"], limits: { nofile: [64, 128] }).text
+      assert_equal "70\n", vm.run(["sh", "-c", "ulimit -n"], limits: ["nofile=70:unlimited"]).text
+      r = vm.run(["sh", "-c", "echo 123456789; echo x >&2"], max_output: 4)
+      assert_equal ["1234", 10, true], [r.stdout, r.stdout_bytes, r.stdout_truncated]
+      assert_equal ["x\n", 2, false], [r.stderr, r.stderr_bytes, r.stderr_truncated]
+    end
+  end
+
+  def test_programs_that_run_by_themselves
+    with_vm do |vm|
+      by_itself = vm.spawn(["sh", "-c", "echo $A; read x; echo got $x; exit 3"], stdin: true, env: { "A" => "b" })
+      listed = vm.programs.find { |p| p[:id] == by_itself.id }
+      assert_equal [by_itself.pid, "sh", true, false, false], [*listed.values_at(:pid), listed[:args][0], *listed.values_at(:detached, :ended, :workload)]
+      vm.attach(by_itself.id, stdin: true) do |p|
+        assert_equal "b\n", p.stdout.gets
+        p.stdin.write("it\n")
+        assert_equal ["got it\n"], p.to_a
+        assert_equal [by_itself.id, by_itself.pid, 3], [p.id, p.pid, p.wait.code]
+      end
+      assert_raises(NotFoundError) { vm.attach(by_itself.id) }
+      id = vm.exec(["sh", "-c", "echo one; read x; sleep 1000"]) do |p|
+        assert_equal "one\n", p.first
+        p.detach
+        assert_nil p.stdout.gets
+        assert_raises(Supermachine::Error) { p.wait }
+        p.id
+      end
+      assert(vm.programs.any? { |p| p[:id] == id && p[:detached] && !p[:ended] })
+      vm.attach(id) { |p| p.detach }
+      vm.attach(id, stderr: true) do |p|
+        p.kill
+        assert_equal Signal.list["KILL"], p.wait.signal
+      end
+      refute(vm.programs.any? { |p| p[:id] == id })
+    end
+  end
+
+  def test_chains
+    with_vm do |vm|
+      commands = [["cat", "/tmp/a"], { args: ["sh", "-c", "echo $A; exit 4"], env: { "A" => "b" }, timeout: 60 }, ["pwd"]]
+      done = vm.chain(commands, files: { "/tmp/a" => "text" })
+      assert_equal [["text", "b\n"], 1, nil, false], [done.outputs.map(&:text), done.failed, done.error, done.success?]
+      done = vm.chain(commands, continue_on_error: true, max_output: 3, timeout: 60)
+      assert_equal [%W[tex b\n /\n], 1, [4, true]], [done.outputs.map(&:text), done.failed, [done.outputs[0].stdout_bytes, done.outputs[0].stdout_truncated]]
+      done = vm.chain([{ "args" => ["stat", "-c", "%a %u", "/tmp/b"] }], files: [{ path: "/tmp/b", data: "x", mode: 0o600, owner: "65534" }])
+      assert_equal ["600 65534\n", nil, true], [done.outputs[0].text, done.failed, done.success?]
+      done = vm.chain([["true"], ["nothing"]])
+      assert_equal [1, false], [done.failed, done.success?]
+      assert_match(/nothing/, done.error)
+      assert_raises(NotFoundError) { vm.chain([["true"]], files: { "/no/such/file" => "x" }) }
     end
   end
 
@@ -49,7 +99,7 @@ class GuestsTest < Minitest::Test # rubocop:disable Metrics/ClassLength
       assert_raises(InvalidArgumentError) { vm.run([]) }
       assert_raises(NotFoundError) { vm.read_file("/nothing") }
       assert_raises(RefusedError) { vm.connect(81) }
-      assert_match(/exposes none/, assert_raises(InvalidArgumentError) { vm.connect }.message)
+      assert_match(/exposes none/, assert_raises(RefusedError) { vm.connect }.message)
       assert_raises(InvalidArgumentError) { vm.fork(5000) }
     end
   end
@@ -109,6 +159,106 @@ class GuestsTest < Minitest::Test # rubocop:disable Metrics/ClassLength
         assert_equal big, File.binread("#{dir}/back")
         assert_raises(LimitError) { vm.read_file("/tmp/big", max_bytes: 1000) }
         assert_raises(NotFoundError) { vm.download("/nothing", "#{dir}/none") }
+        vm.write_file("/tmp/parts", "0123456789", owner: "65534:65534")
+        assert_equal "345", vm.read_file("/tmp/parts", offset: 3, length: 3)
+        assert_equal "789", vm.open_file("/tmp/parts", offset: 7, length: 9, &:read)
+        vm.write_file("/tmp/parts", "ab", offset: 0)
+        vm.create_file("/tmp/parts", offset: 4) { |io| io.write("cd") }
+        vm.write_file("/tmp/parts", "ef", append: true)
+        assert_equal ["ab23cd6789ef", 65_534], [vm.read_file("/tmp/parts"), vm.stat("/tmp/parts").uid]
+      end
+    end
+  end
+
+  def test_names_of_files
+    with_vm do |vm|
+      vm.mkdir("/tmp/a/b", mode: 0o2750, parents: true, owner: "7:8")
+      vm.write_file(Pathname("/tmp/a/b/file"), "text", mode: 0o640)
+      vm.symlink("b/file", "/tmp/a/link")
+      info = vm.stat("/tmp/a/link")
+      assert_equal ["/tmp/a/link", "file", 4, 0o640, 0, 8, nil, 1, nil], info.to_h.values_at(:path, :type, :size, :mode, :uid, :gid, :target, :links, :error)
+      assert_in_delta Time.now, info.mtime, 3600
+      info = vm.stat("/tmp/a/link", follow: false)
+      assert_equal ["symlink", "b/file", true, false], [info.type, info.target, info.symlink?, info.file?]
+      info = vm.stat("/tmp/a/b")
+      assert_equal [true, 0o2750, 7, 8], [info.directory?, info.mode, info.uid, info.gid]
+      vm.chown("/tmp/a", "9", recursive: true)
+      vm.chown("/tmp/a/link", ":10", follow: false)
+      vm.chmod("/tmp/a", 0o700, recursive: true)
+      assert_equal [9, 0, 0o700], vm.stat("/tmp/a/b/file").to_h.values_at(:uid, :gid, :mode)
+      assert_equal 10, vm.stat("/tmp/a/link", follow: false).gid
+      assert_raises(ExistsError) { vm.rename("/tmp/a/link", "/tmp/a/b/file", replace: false) }
+      assert_raises(NotEmptyError) { vm.remove("/tmp/a") }
+      vm.rename("/tmp/a/b/file", "/tmp/a/link")
+      assert_equal "text", vm.read_file("/tmp/a/link")
+      vm.remove("/tmp/a", recursive: true)
+      assert_raises(NotFoundError) { vm.stat("/tmp/a") }
+    end
+  end
+
+  def test_lists_of_files
+    with_vm do |vm|
+      vm.run(["sh", "-c", "mkdir -p /tmp/d/sub/deep && cd /tmp/d && touch sub/file $(seq 2000)"], check: true)
+      vm.write_file("/tmp/d/\xff".b, "")
+      assert_equal 2002, vm.list("/tmp/d").count
+      odd = vm.list("/tmp/d").find { |f| f.path.encoding == Encoding::BINARY }
+      assert_equal "\xff".b, odd.path
+      assert_equal "", vm.read_file("/tmp/d/".b + odd.path)
+      assert_equal %w[sub sub/deep sub/file], vm.walk("/tmp/d", one_file_system: true).map(&:path).grep(/sub/).sort
+      assert_equal %w[sub], vm.walk("/tmp/d", depth: 1).select(&:directory?).map(&:path)
+      assert_nil(vm.list("/tmp/d/sub") { |f| assert_includes %w[deep file], f.path })
+      vm.walk("/") { |f| break f.path }
+      assert_raises(RuntimeError) { vm.walk("/") { raise } }
+      assert_equal 5, vm.walk("/").lazy.reject(&:directory?).first(5).size
+      assert_raises(NotFoundError) { vm.list("/nothing").first }
+      assert_kind_of FileInfo, vm.list("/tmp/d").next
+      GC.start
+      assert_operator ObjectSpace.each_object(Entries).count { |e| !e.closed? }, :<=, 1 # the one that next has left
+    end
+  end
+
+  def test_changes_of_files
+    with_vm do |vm|
+      vm.mkdir("/tmp/w")
+      watch = vm.watch("/tmp/w", recursive: true) do |w|
+        vm.run(["sh", "-c", "cd /tmp/w; echo x >a; mv a b; mkdir sub"], check: true)
+        assert_equal ["created", "a", nil, false], w.first.to_a
+        assert_equal ["a", false], w.find { |e| e.op == "renamed" && e.path == "b" }.to_h.values_at(:from, :dir)
+        assert w.find { |e| e.op == "created" && e.path == "sub" }.dir
+        assert_raises(Timeout::Error) { Timeout.timeout(0.2) { w.each {} } }
+        vm.remove("/tmp/w", recursive: true)
+        assert_equal %w[removed .], w.to_a.last.to_h.values_at(:op, :path)
+        w
+      end
+      assert_raises(InvalidHandleError) { watch.first }
+      assert_raises(NotFoundError) { vm.watch("/tmp/w") }
+    end
+  end
+
+  def test_trees
+    Dir.mktmpdir do |dir|
+      with_vm do |vm|
+        Dir.mkdir("#{dir}/tree")
+        File.write("#{dir}/tree/file", "text")
+        File.symlink("file", "#{dir}/tree/link")
+        vm.copy_in(Pathname(dir) + "tree", "/tmp", owner: "7")
+        assert_equal ["text", 7], [vm.read_file("/tmp/tree/link"), vm.stat("/tmp/tree/file").uid]
+        tar = vm.pack("/tmp/tree", &:read)
+        vm.mkdir("/tmp/again")
+        vm.unpack("/tmp/again", owners: true) { |io| io.write(tar) }
+        assert_equal [%w[file link], 7], [vm.list("/tmp/again").map(&:path).sort, vm.stat("/tmp/again/file").uid]
+        vm.copy_out("/tmp/again/.", "#{dir}/out", max_bytes: 100)
+        assert_equal %w[text file], [File.read("#{dir}/out/link"), File.readlink("#{dir}/out/link")]
+        assert_raises(LimitError) { vm.copy_out("/tmp/tree", "#{dir}/few", max_entries: 1) }
+        vm.run(["mkfifo", "/tmp/tree/fifo"], check: true)
+        assert_raises(UnsafeError) { vm.copy_out("/tmp/tree", "#{dir}/fifo") }
+        vm.copy_out("/tmp/tree", "#{dir}/rest", skip_special: true)
+        assert_equal %w[file link], Dir.children("#{dir}/rest").sort
+        assert_raises(Supermachine::Error) { vm.unpack("/tmp/again") { |io| io.write("no archive" * 100) } }
+        file = vm.unpack("/tmp/again")
+        file.io.write(tar)
+        file.close # gives it up
+        assert_raises(InvalidHandleError) { file.commit }
       end
     end
   end
@@ -122,14 +272,62 @@ class GuestsTest < Minitest::Test # rubocop:disable Metrics/ClassLength
           io.close_write
           assert_equal "hello", io.read
         end
+        [-> { vm.connect }, -> { UNIXSocket.open(vm.socket_path) }].each do |open| # and find the port
+          io = open.call
+          io.write("found")
+          io.close_write
+          assert_equal "found", io.read
+          io.close
+        end
         host = port = nil
-        vm.forward(7) do |f|
+        vm.forward do |f|
           host, port = f.address.split(":")
+          assert_nil f.port
           TCPSocket.open(host, port) { |s| s.write("hi"); s.close_write; assert_equal "hi", s.read }
+          assert_equal [1, 0, 2, 2], f.stats.values_at(:total, :failed, :sent, :received)
         end
         assert_raises(Errno::ECONNREFUSED) { TCPSocket.open(host, port) }
         vm.forward(7, address: "#{dir}/socket") { UNIXSocket.open("#{dir}/socket") { |s| s.write("hi"); s.close_write; assert_equal "hi", s.read } }
+        server = UNIXServer.new("#{dir}/server")
+        answering = Thread.new { server.accept.tap { |s| s.write("from the host") }.close }
+        vm.forward_to_host("#{dir}/server") do |f|
+          assert_nil f.address
+          assert_equal "from the host", vm.run(["nc", "127.0.0.1", f.port.to_s]).text
+        end
+        answering.join
+        vm.forward_to_host("127.0.0.1:1", port: 4321) { |f| assert_equal 4321, f.port }
       end
+    end
+  end
+
+  def test_volumes_mounts_and_network
+    Dir.mktmpdir do |dir|
+      Dir.mkdir("#{dir}/shared")
+      File.write("#{dir}/shared/file", "text")
+      server = TCPServer.new("127.0.0.1", 0)
+      answering = Thread.new { server.accept.tap { |s| s.write("from the host") }.close }
+      IMAGE.start(
+        volumes: ["#{dir}/disk:/data:size=64M"], mounts: ["#{dir}/shared:/shared:ro"],
+        network: true, egress: ["allow 127.0.0.1:#{server.addr[1]}/tcp"], egress_default: "deny", network_rate: 1 << 20
+      ) do |vm|
+        assert_equal "text", vm.read_file("/shared/file")
+        assert_raises(Supermachine::Error) { vm.write_file("/shared/mine", "") }
+        vm.write_file("/data/kept", "kept")
+        gateway = vm.run(["sh", "-c", "ip route | sed -n 's/^default via \\([^ ]*\\).*/\\1/p'"]).text.strip
+        assert_equal "from the host", vm.run(["nc", gateway, server.addr[1].to_s]).text
+        answering.join
+        assert_operator vm.stats[:net_connections], :>=, 1
+        vm.stop
+      end
+      VM.boot(REF, memory_mib: 96, volumes: ["#{dir}/disk:/data:ro"]) { |vm| assert_equal "kept", vm.read_file("/data/kept") }
+    end
+  end
+
+  def test_lifetime_and_idle_timeout
+    IMAGE.start(lifetime: 1) { |vm| assert_equal "expired", vm.wait }
+    IMAGE.start(idle_timeout: 0.5) do |vm|
+      until_true { vm.info[:asleep] }
+      assert_equal "awake\n", vm.run(["echo", "awake"]).text
     end
   end
 
@@ -178,7 +376,7 @@ class GuestsTest < Minitest::Test # rubocop:disable Metrics/ClassLength
   def test_life_of_a_vm
     vm = IMAGE.start(name: "mine")
     assert_equal ["mine", 96, true, 1], vm.info.values_at(:name, :memory_mib, :running, :vcpus)
-    assert_operator vm.memory[:total_bytes], :>, 0
+    assert_operator vm.stats[:total_bytes], :>, 0
     vm.pause
     vm.resume
     vm.balloon = 0
@@ -245,6 +443,45 @@ class GuestsTest < Minitest::Test # rubocop:disable Metrics/ClassLength
     assert_equal "hi\n", Supermachine.run(REF, ["echo", "hi"], memory_mib: 96, check: true).text
     tracing.kill.join
     assert(seen.any? { |e| e[:category] == "restore" })
+  end
+
+  def test_console_and_metrics
+    with_vm do |vm|
+      vm.run(["sh", "-c", "echo '<1>kept' >/dev/kmsg"], check: true)
+      until_true { vm.console.include?("kept") }
+      Timeout.timeout(60) do
+        assert_match(/kept/, vm.follow_console { |io| io.find { |line| line.include?("kept") } })
+        console = vm.follow_console
+        vm.run(["sh", "-c", "echo '<1>coming' >/dev/kmsg"], check: true)
+        assert_match(/coming/, console.io.find { |line| line.include?("coming") })
+        vm.close
+        console.io.read # to the end
+        console.close
+      end
+    end
+    assert_match(/^\w+/, Supermachine.metrics)
+    tracing = Thread.new { Supermachine.trace(categories: ["restore"]) { |e| break e[:category] } }
+    until_true { IMAGE.start(&:id) && !tracing.alive? }
+    assert_equal "restore", tracing.value
+  end
+
+  # All of its snippets but the first, which needs a registry.
+  def test_the_readme
+    snippets = File.read("#{ROOT}/bindings/ruby/README.md").scan(/^```ruby\n(.*?)^```/m).flatten.drop(1)
+    assert_equal 4, snippets.size
+    Dir.mktmpdir do |dir|
+      Dir.mkdir("#{dir}/site")
+      File.write("#{dir}/site/index.html", "hello\n")
+      IMAGE.start { |vm| vm.snapshot("readme", base: IMAGE).close }
+      out, err, status = Open3.capture3(*RUBY, "-r", "supermachine", "-e", <<~RUBY, chdir: dir)
+        Supermachine::Image.from_snapshot("readme") do |image|
+          #{snippets.join("\n")}
+        end
+      RUBY
+      assert_equal ["", 0], [err, status.exitstatus]
+      ["srv/index.html", "index.html", "ready", "built"].each { |text| assert_includes out, "#{text}\n" }
+      assert_equal "hello\n", File.read("#{dir}/copy/index.html")
+    end
   end
 
   def test_vms_end_with_the_program

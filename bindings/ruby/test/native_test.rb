@@ -12,8 +12,9 @@ class NativeTest < Minitest::Test
   def test_every_call_of_the_library_is_offered
     listed = File.read("#{ROOT}/docs/abi.md").scan(/^### sm_(\w+)/).flatten
     source = Dir["#{ROOT}/bindings/ruby/lib/**/*.rb"].map { |f| File.read(f) }.join
-    used = source.scan(/(?:call|quick)\(\s*"(\w+)"/).flatten + source.scan(/KIND = "(\w+)"/).flatten.map { |k| "#{k}_close" }
+    used = source.scan(/(?:call|quick|done)\(\s*"(\w+)"/).flatten + source.scan(/KIND = "(\w+)"/).flatten.map { |k| "#{k}_close" }
     assert_equal listed.sort, used.uniq.sort
+    assert_match(/no sm_nothing; install a newer one/, assert_raises(Supermachine::Error) { Native.call("nothing") }.message)
   end
 
   def test_errors_name_what_is_wrong
@@ -45,6 +46,71 @@ class NativeTest < Minitest::Test
       end
       assert_predicate given, :closed?
     end
+  end
+
+  # The library reads the options first: what it knows all of gets as far as the handle.
+  def test_every_method_of_a_closed_vm_says_that_it_is_closed
+    vm = closed(VM, :vm, 3)
+    program = { env: { "A" => "b" }, workdir: "/", user: "0", timeout: 1.5, limits: { nofile: 1024, "as" => [1 << 30, "unlimited"] } }
+    copying = { owners: true, owner: "0", setuid: true, special: true, skip_special: true }
+    [
+      -> { vm.run(["x"], **program, stdin: "x", max_output: 5) },
+      -> { vm.exec(["x"], **program, stdin: true, stderr: true, tty: true, rows: 5, cols: 5) },
+      -> { vm.spawn(["x"], **program, stdin: true, tty: true, rows: 5, cols: 5) },
+      -> { vm.attach(5, stdin: true, stderr: true) },
+      -> { vm.programs },
+      -> { vm.chain([["x"], { args: ["x"], **program }, { "args" => ["x"], "timeout" => 1 }], files: { "/x" => "x" }, timeout: 1.5, max_output: 5) },
+      -> { vm.chain([["x"]], files: [{ path: "/x", data: "x", mode: 0o600, owner: "0" }, { "path" => "/x" }], continue_on_error: true) },
+      -> { vm.start_workload(["x"], **program) },
+      -> { vm.read_file("/x", offset: 5, length: 5, max_bytes: 5) },
+      -> { vm.write_file("/x", "x", mode: 0o600, owner: "0", append: true) },
+      -> { vm.write_file("/x", "x", offset: 0) },
+      -> { vm.open_file("/x", offset: 5, length: 5) {} },
+      -> { vm.create_file("/x", mode: 0o600, owner: "0", offset: 5) {} },
+      -> { vm.stat("/x", follow: false) },
+      -> { vm.list("/x").first },
+      -> { vm.walk("/x", depth: 5, one_file_system: true) {} },
+      -> { vm.watch("/x", recursive: true) {} },
+      -> { vm.mkdir("/x", mode: 0o700, parents: true, owner: "0") },
+      -> { vm.remove("/x", recursive: true) },
+      -> { vm.rename("/x", "/y", replace: false) },
+      -> { vm.chmod("/x", 0o600, recursive: true) },
+      -> { vm.chown("/x", "0", recursive: true, follow: false) },
+      -> { vm.symlink("/y", "/x") },
+      -> { vm.pack("/x", one_file_system: true) {} },
+      -> { vm.unpack("/x", **copying) {} },
+      -> { vm.copy_in("/x", "/y", **copying) },
+      -> { vm.copy_out("/x", "/y", **copying.slice(:owners, :setuid, :skip_special), one_file_system: true, max_bytes: 5, max_entries: 5) },
+      -> { vm.connect },
+      -> { vm.forward(address: "127.0.0.1:0") },
+      -> { vm.forward_to_host("127.0.0.1:5", port: 5) },
+      -> { vm.socket_path },
+      -> { vm.stats },
+      -> { vm.follow_console {} },
+      -> { closed(Process, :exec, 4, stdin: -1, stdout: -1, stderr: -1).detach },
+      -> { closed(Forward, :forward, 5).stats },
+      -> { closed(Entries, :entries, 7).each {} },
+      -> { closed(Watch, :watch, 8).first },
+      -> do
+        closed(Image, :image, 2).start(
+          name: "x", timeout: 5, volumes: ["/x:/x:size=1G"], mounts: ["/x:/y:ro"], network: true, egress: ["deny *"], egress_default: "deny", network_rate: 5,
+          disk_rate: 5, disk_ops: 5, lifetime: 5, idle_timeout: 0.5
+        )
+      end
+    ].each_with_index { |method, i| assert_raises(InvalidHandleError, "number #{i}", &method) }
+  end
+
+  def test_options_of_vms_say_what_is_wrong
+    vm = closed(VM, :vm, 3)
+    assert_match(/limits/, assert_raises(InvalidArgumentError) { vm.run(["x"], limits: 5) }.message)
+    assert_match(/element 0: a string is needed/, assert_raises(InvalidArgumentError) { closed(Image, :image, 2).start(mounts: [5]) }.message)
+    assert_match(/nearest one is "volumes"/, assert_raises(InvalidArgumentError) { VM.boot("oci:/nowhere", volume: []) }.message)
+    assert_match(/unknown option "arg"/, assert_raises(InvalidArgumentError) { vm.chain([{ args: ["x"], arg: 5 }]) }.message)
+    assert_raises(ArgumentError) { closed(Image, :image, 2).start(lifetime: -1) }
+    assert_raises(TypeError) { vm.chain(["echo hi"]) }
+    assert_raises(TypeError) { vm.chain("echo hi") }
+    assert_raises(TypeError) { vm.spawn("echo hi") }
+    assert_match(/categories/, assert_raises(InvalidArgumentError) { Supermachine.trace(categories: 5) {} }.message)
   end
 
   def test_what_is_forgotten_is_closed_with_a_warning
@@ -203,5 +269,14 @@ class NativeTest < Minitest::Test
     assert system("true")
     store.images
     store.close
+  end
+
+  private
+
+  # An object that the library has not given out, with the number of its kind.
+  def closed(type, name, kind, **others)
+    object = type.new({ name => kind << 56 | 1, **others })
+    object.send(:mark_closed)
+    object
   end
 end

@@ -57,7 +57,8 @@ module Supermachine
     private_constant :LIBRARY
 
     def self.function(name, result, arguments, **options)
-      FFI::Function.new(result, arguments, LIBRARY.find_function(name), **options)
+      address = LIBRARY.find_function(name) || raise(Error, "this libsupermachine has no #{name}; install a newer one")
+      FFI::Function.new(result, arguments, address, **options)
     end
     private_class_method :open_library, :glibc?, :function
 
@@ -179,6 +180,27 @@ module Supermachine
         raise TypeError, 'args is an array of the program and its arguments; for a shell command use ["sh", "-c", command]'
       end
 
+      # In these options of the library times are whole milliseconds; here they are seconds, and have no unit in their names.
+      SECONDS = %i[timeout grace idle_timeout acquire_timeout older lifetime].freeze
+
+      # Options as the library takes them, without those that are nil.
+      def options(given)
+        given.compact.to_h do |key, value|
+          next [key, plain(key, value)] unless SECONDS.include?(key)
+          raise ArgumentError, "#{key}: a time of #{value} seconds is not possible" if value.negative?
+
+          [:"#{key}_ms", (value * 1000).ceil]
+        end
+      end
+
+      # The options of a program that is given as its arguments, or as a hash of args and others.
+      def program(given)
+        return options({ args: argv(given) }) unless given.is_a?(Hash)
+
+        given = given.transform_keys(&:to_sym)
+        options({ **given, args: argv(given[:args]) })
+      end
+
       private
 
       def idle_queue
@@ -187,31 +209,13 @@ module Supermachine
         Queue.new
       end
 
-      # In these options of the library times are whole milliseconds; here they are seconds, and have no unit in their names.
-      SECONDS = %i[timeout grace idle_timeout acquire_timeout older].freeze
-
       NO_OPTIONS = MessagePack.pack({}).freeze
 
-      def encode(options)
-        return NO_OPTIONS if options.empty?
-
-        out = {}
-        options.each do |key, value|
-          next if value.nil?
-
-          if SECONDS.include?(key)
-            raise ArgumentError, "#{key}: a time of #{value} seconds is not possible" if value.negative?
-
-            out[:"#{key}_ms"] = (value * 1000).ceil
-          else
-            out[key] = plain(key, value)
-          end
-        end
-        MessagePack.pack(out)
-      end
+      def encode(given) = given.empty? ? NO_OPTIONS : MessagePack.pack(options(given))
 
       def plain(key, value)
         if key == :env && value.is_a?(Hash) then value.map { |k, v| "#{k}=#{v}" }
+        elsif key == :limits && value.is_a?(Hash) then value.map { |name, limit| "#{name}=#{Array(limit).join(":")}" }
         elsif value.respond_to?(:handle) then value.handle
         elsif value.respond_to?(:to_path) then value.to_path
         else value

@@ -17,10 +17,19 @@ module Supermachine
 
   # What a program wrote, as binary strings, and how it ended.
   class Result
-    attr_reader :stdout, :stderr, :exit
+    # What it wrote, as far as it was kept.
+    attr_reader :stdout, :stderr
+    # How it ended: an Exit, whose members are the result's too.
+    attr_reader :exit
+    # How many bytes it wrote, those included that were dropped because of max_output.
+    attr_reader :stdout_bytes, :stderr_bytes
+    # Whether stdout and stderr are only the beginning of that.
+    attr_reader :stdout_truncated, :stderr_truncated
 
     def initialize(value)
       @stdout, @stderr, @exit = value[:stdout] || "".b, value[:stderr] || "".b, Exit.of(value)
+      @stdout_bytes, @stderr_bytes, @stdout_truncated, @stderr_truncated =
+        value.values_at(:stdout_bytes, :stderr_bytes, :stdout_truncated, :stderr_truncated)
     end
 
     Exit.members.each { |m| define_method(m) { @exit[m] } }
@@ -49,6 +58,8 @@ module Supermachine
 
     KIND = "exec"
 
+    # Its number in the guest, for VM#attach.
+    attr_reader :id
     # Process ID in the guest.
     attr_reader :pid
     # An IO to write to, closed to end the input; nil if it was not asked for.
@@ -58,7 +69,7 @@ module Supermachine
 
     def initialize(started)
       super(started[:exec])
-      @pid = started[:pid]
+      @id, @pid = started.values_at(:id, :pid)
       @stdin, @stdout, @stderr = started.values_at(:stdin, :stdout, :stderr).map { |fd| Native.socket(fd) }
     end
 
@@ -77,6 +88,12 @@ module Supermachine
       nil
     end
 
+    # Has the program run on by itself: its streams here end, wait raises an error, and VM#attach attaches to its id. Of an attachment it ends that alone.
+    def detach
+      Native.call("exec_detach", handle)
+      nil
+    end
+
     def each(&block)
       return to_enum unless block
       raise ArgumentError, "stdout was not asked for" unless @stdout
@@ -85,7 +102,7 @@ module Supermachine
       self
     end
 
-    # Kills the program if it still runs, and closes its streams.
+    # Kills the program if it still runs and was not detached, and closes its streams. Of an attachment it ends that alone.
     def close
       [@stdin, @stdout, @stderr].each { |io| io&.close }
       super
