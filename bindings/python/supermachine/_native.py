@@ -9,7 +9,7 @@ import select
 import sys
 import threading
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import msgpack  # type: ignore[import]
 
@@ -100,12 +100,12 @@ def _take(b: _Bytes) -> Any:
         raw = ctypes.string_at(b.data, b.len)
     finally:
         _library.sm_bytes_free(ctypes.byref(b))
-    return msgpack.unpackb(raw, raw=False)
+    return msgpack.unpackb(raw, raw=False, unicode_errors="replace")  # paths in messages are the guest's
 
 
 def _pack(options: Dict[str, Any]) -> bytes:
     given = {k: v for k, v in options.items() if v is not None}
-    return bytes(msgpack.packb(given, use_bin_type=True)) if given else b""
+    return bytes(msgpack.packb(given, use_bin_type=True, unicode_errors="surrogateescape")) if given else b""
 
 
 def quick(name: str, handle: int = 0, /, **options: Any) -> Dict[str, Any]:
@@ -214,3 +214,26 @@ def _wait(queue: Queue, name: str, handle: int, on_event: Optional[Callable[[Dic
     except BaseException:
         queue.abandon(number)
         raise
+
+
+def events(name: str, /, **options: Any) -> Iterator[Dict[str, Any]]:
+    """Makes a call and gives its events, until it or the loop over them ends."""
+    queue = Queue()
+    try:
+        queue.start(name, 0, options)
+        poll = select.poll()
+        poll.register(queue.fd, select.POLLIN)
+        while True:
+            item = queue.next()
+            if item is None:
+                poll.poll()
+                continue
+            _, kind, code, value = item
+            if kind == EVENT:
+                yield value
+            elif code != 0:
+                raise error_for(code, value)
+            else:
+                return
+    finally:
+        queue.close()

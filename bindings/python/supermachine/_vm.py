@@ -1,263 +1,36 @@
-"""Images, VMs, programs, pools and stores."""
+"""Images, VMs, pools and stores."""
 
 from __future__ import annotations
 
-import os
 import socket
-import warnings
-from dataclasses import dataclass
-from pathlib import Path, PurePath
-from types import TracebackType
-from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Type, TypeVar, Union
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Union
 
+from ._files import Files, GuestFile
+from ._handle import Handle, as_socket
 from ._native import call, quick
-from .errors import SupermachineError
-
-Args = Union[str, Sequence[Union[str, bytes, "os.PathLike[str]"]]]
-Env = Union[Mapping[str, str], Sequence[str]]
-Progress = Callable[[Dict[str, Any]], None]
-GuestPath = Union[str, PurePath]
-_H = TypeVar("_H", bound="_Handle")
+from ._options import Env, GuestPath, Progress, as_env, as_list, as_ms, as_path
+from ._programs import Programs
 
 
-def as_args(args: Args) -> List[Any]:
-    """Checks a program's arguments."""
-    if isinstance(args, (str, bytes)):
-        raise TypeError("args is a list of the program and its arguments; for a shell command use ['sh', '-c', command]")
-    return [a if isinstance(a, (str, bytes)) else os.fspath(a) for a in args]
-
-
-def as_env(env: Optional[Env]) -> Optional[List[str]]:
-    """Returns NAME=value for each variable."""
-    if env is None:
-        return None
-    return [f"{k}={v}" for k, v in env.items()] if isinstance(env, Mapping) else list(env)
-
-
-def as_path(path: "Union[None, str, os.PathLike[str]]") -> Optional[str]:
-    """Returns a path as a string."""
-    return None if path is None else os.fspath(path)
-
-
-def as_ms(seconds: Optional[float]) -> Optional[int]:
-    """Whole milliseconds, at least one of a time that is not zero."""
-    if seconds is None:
-        return None
-    if seconds < 0:
-        raise ValueError(f"a time of {seconds} seconds is not possible")
-    return max(int(seconds * 1000), 1) if seconds else 0
-
-
-class Owned:
-    """An object of the library's, which is closed once."""
-
-    _kind = ""
-    _closed = True
-
-    def __init__(self, handle: int) -> None:
-        self._handle = handle  # kept when it is closed: the library then says so, where 0 would stand for the user's own store
-        self._pid = os.getpid()
-        self._closed = False
-
-    @property
-    def closed(self) -> bool:
-        """Whether it was closed."""
-        return self._closed
-
-    def _take(self) -> bool:
-        """Whoever gets True closes the object. In a forked child nobody does: it is the parent's."""
-        if self._closed:
-            return False
-        self._closed = True
-        return self._pid == os.getpid()
-
-
-class _Handle(Owned):
-    """An object that is closed by close, the end of a with block, or as a last resort the garbage collector."""
-
-    def close(self) -> None:
-        """Gives the object up. Closing twice is allowed."""
-        if self._take():
-            call(self._kind + "_close", self._handle)
-
-    def __enter__(self: _H) -> _H:
-        return self
-
-    def __exit__(self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        text = repr(self)
-        if self._take():
-            warnings.warn(f"unclosed {text}", ResourceWarning, source=self)
-            try:
-                quick(self._kind + "_close", self._handle)
-            except SupermachineError:
-                pass
-
-    def __repr__(self) -> str:
-        return f"<supermachine.{type(self).__name__}{' (closed)' if self.closed else ''}>"
-
-
-@dataclass(frozen=True)
-class Exit:
-    """How a program ended."""
-
-    code: int
-    """Exit status, 0 to 255; 128 + signal if a signal ended the program."""
-    signal: int
-    """The signal that ended the program; 0 if it exited."""
-    timed_out: bool
-    """Its timeout passed and it was killed."""
-    truncated: bool
-    """A background child still held the output when the program exited; what it wrote later is lost."""
-    duration: float
-    """Seconds from the request to the end."""
-    user: float
-    """Seconds of CPU time in user mode."""
-    system: float
-    """Seconds of CPU time in the guest's kernel."""
-    max_rss: int
-    """Most memory resident at once, in bytes."""
-
-
-@dataclass(frozen=True)
-class Result(Exit):
-    """What a program wrote, and how it ended."""
-
-    stdout: bytes
-    stderr: bytes
-
-    @property
-    def text(self) -> str:
-        """stdout as UTF-8; what is none is replaced."""
-        return self.stdout.decode(errors="replace")
-
-
-class ExitError(Exception):
-    """Raised by run with check=True when the program does not exit with 0. result has all of it."""
-
-    def __init__(self, args: List[Any], result: Result) -> None:
-        how = f"was ended by signal {result.signal}" if result.signal else f"exited with {result.code}"
-        last = result.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        super().__init__(f"{args[0]!r} {how}" + "".join(f": {line}" for line in last))
-        self.result = result
-
-
-def as_exit(r: Dict[str, Any]) -> Dict[str, Any]:
-    """Returns the fields of an Exit."""
-    return dict(
-        code=r["code"], signal=r["signal"], timed_out=r["timed_out"], truncated=r["truncated"],
-        duration=r["duration_us"] / 1e6, user=r["user_us"] / 1e6, system=r["system_us"] / 1e6, max_rss=r["max_rss"],
-    )  # fmt: skip
-
-
-def as_socket(fd: int) -> socket.socket:
-    """Returns a socket that owns a file descriptor of the library's."""
-    return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=fd)
-
-
-class Process(_Handle):
-    """A program that runs in a VM. Iterating over it gives the lines that it writes to stdout."""
-
-    _kind = "exec"
-
-    def __init__(self, started: Dict[str, Any]) -> None:
-        super().__init__(started["exec"])
-        self.pid: int = started["pid"]
-        """Process ID in the guest."""
-        self.stdin = self._stream(started["stdin"], "wb")
-        """A binary file to write to, closed to end the input; None if it was not asked for."""
-        self.stdout = self._stream(started["stdout"], "rb")
-        """A binary file to read from; None if it was not asked for."""
-        self.stderr = self._stream(started["stderr"], "rb")
-        """A binary file to read from; None if it was not asked for."""
-
-    @staticmethod
-    def _stream(fd: int, mode: Any) -> Optional[BinaryIO]:
-        if fd < 0:
-            return None
-        with as_socket(fd) as s:  # the file keeps the descriptor open
-            f: BinaryIO = s.makefile(mode)
-            return f
-
-    def wait(self) -> Exit:
-        """Waits for the program's end. What it wrote can still be read."""
-        return Exit(**as_exit(call("exec_wait", self._handle)))
-
-    def signal(self, name: str) -> None:
-        """Sends a signal, such as "TERM", to the program's process group."""
-        quick("exec_signal", self._handle, signal=name)
-
-    def kill(self) -> None:
-        """Ends the program, and its background children, at once."""
-        self.signal("KILL")
-
-    def resize(self, rows: int, cols: int) -> None:
-        """Changes the size of the program's terminal."""
-        quick("exec_resize", self._handle, rows=rows, cols=cols)
-
-    def close(self) -> None:
-        """Kills the program if it still runs, and closes its streams."""
-        for stream in (self.stdin, self.stdout, self.stderr):
-            if stream is not None:
-                try:
-                    stream.close()
-                except OSError:
-                    pass  # what was buffered has nobody to read it
-        super().close()
-
-    def __iter__(self) -> Iterator[bytes]:
-        if self.stdout is None:
-            raise ValueError("stdout was not asked for")
-        return iter(self.stdout)
-
-
-class Forward(_Handle):
-    """A listener on the host whose connections go to a port of the guest."""
+class Forward(Handle):
+    """A listener on the host whose connections go to a port of the guest, or one in the guest whose connections go to a server of the host."""
 
     _kind = "forward"
 
     def __init__(self, made: Dict[str, Any]) -> None:
         super().__init__(made["forward"])
         self.address: str = made["address"]
-        """Where it listens: HOST:PORT or a path."""
+        """On the host, HOST:PORT or a path: where it listens, or where the server is."""
+        self.port: int = made["port"]
+        """The guest's; 0 if it is found anew for each connection."""
+
+    def stats(self) -> Dict[str, int]:
+        """Says what the forward has done so far; the keys are those of sm_forward_stats."""
+        return quick("forward_stats", self._handle)
 
 
-class GuestFile(_Handle):
-    """A file of the guest, read or written as a stream of any size."""
-
-    _kind = "file"
-
-    def __init__(self, opened: Dict[str, Any], mode: Any) -> None:
-        super().__init__(opened["file"])
-        with as_socket(opened["fd"]) as s:
-            self.stream: BinaryIO = s.makefile(mode)
-            """The binary file to read from or write to."""
-
-    def commit(self) -> None:
-        """Ends the stream and waits until all of it was read, or is in the file. A written file appears under its name only now."""
-        self.stream.close()
-        call("file_wait", self._handle)
-
-    def close(self) -> None:
-        """Gives the transfer up. A file that was not committed stays as it was."""
-        if self._take():
-            call("file_close", self._handle)
-        try:
-            self.stream.close()
-        except OSError:
-            pass
-
-    def __exit__(self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]) -> None:
-        try:
-            if kind is None and self.stream.writable():
-                self.commit()
-        finally:
-            self.close()
-
-
-class VM(_Handle):
+class VM(Programs, Files):
     """A running microVM. Use it in a with block, or close it."""
 
     _kind = "vm"
@@ -274,84 +47,46 @@ class VM(_Handle):
     @classmethod
     def boot(
         cls, ref: str, *, name: Optional[str] = None, memory_mib: Optional[int] = None, vcpus: Optional[int] = None, scratch_mib: Optional[int] = None,
+        volumes: Optional[Sequence[str]] = None, mounts: Optional[Sequence[str]] = None, network: bool = False, egress: Optional[Sequence[str]] = None,
+        egress_default: Optional[str] = None, network_rate: Optional[int] = None, disk_rate: Optional[int] = None,
+        disk_ops: Optional[int] = None, cpu_percent: Optional[int] = None, lifetime: Optional[float] = None, idle_timeout: Optional[float] = None,
         timeout: Optional[float] = None, pull: Optional[str] = None, platform: Optional[str] = None, insecure: Optional[Sequence[str]] = None,
         store: "Optional[Store]" = None, progress: Optional[Progress] = None,
     ) -> "VM":  # fmt: skip
-        """Pulls an OCI image if need be and boots it, without a snapshot. The image's command is not started."""
+        """Pulls an OCI image if need be and boots it, without a snapshot. The image's command is not started. volumes and so on: as for Image.start."""
         return cls(call(
             "vm_boot", _of(store), progress, ref=ref, name=name, memory_mib=memory_mib, vcpus=vcpus, scratch_mib=scratch_mib, timeout_ms=as_ms(timeout),
-            pull=pull, platform=platform, insecure=insecure,
+            pull=pull, platform=platform, insecure=as_list("insecure", insecure), volumes=as_list("volumes", volumes), mounts=as_list("mounts", mounts),
+            network=network, egress=as_list("egress", egress), egress_default=egress_default, network_rate=network_rate, disk_rate=disk_rate,
+            disk_ops=disk_ops, cpu_percent=cpu_percent, lifetime_ms=as_ms(lifetime), idle_timeout_ms=as_ms(idle_timeout),
         ))  # fmt: skip
-
-    def run(
-        self, args: Args, *, input: Optional[bytes] = None, env: Optional[Env] = None, workdir: Optional[GuestPath] = None, user: Optional[str] = None,
-        timeout: Optional[float] = None, check: bool = False,
-    ) -> Result:  # fmt: skip
-        """Runs a program to its end and collects what it writes, up to 64 MiB of each stream.
-
-        input: what it reads. env: over the image's environment. timeout: seconds, after which it is killed and the result says timed_out.
-        check: raise an ExitError unless it exits with 0.
-        """
-        argv = as_args(args)
-        r = call(
-            "vm_run", self._handle, args=argv, stdin=input, env=as_env(env), workdir=as_path(workdir), user=user, timeout_ms=as_ms(timeout)
-        )
-        result = Result(**as_exit(r), stdout=r["stdout"] or b"", stderr=r["stderr"] or b"")
-        if check and result.code != 0:
-            raise ExitError(argv, result)
-        return result
-
-    def exec(
-        self, args: Args, *, stdin: bool = False, stdout: bool = True, stderr: bool = False, tty: bool = False, rows: Optional[int] = None,
-        cols: Optional[int] = None, env: Optional[Env] = None, workdir: Optional[GuestPath] = None, user: Optional[str] = None, timeout: Optional[float] = None,
-    ) -> Process:  # fmt: skip
-        """Starts a program and returns once it runs. stdin, stdout, stderr: which streams are wanted. tty: run it on a terminal."""
-        return Process(call(
-            "vm_exec", self._handle, args=as_args(args), stdin=stdin, stdout=stdout, stderr=stderr, tty=tty, rows=rows, cols=cols, env=as_env(env),
-            workdir=as_path(workdir), user=user, timeout_ms=as_ms(timeout),
-        ))  # fmt: skip
-
-    def start_workload(self, args: Args, *, env: Optional[Env] = None, workdir: Optional[GuestPath] = None, user: Optional[str] = None) -> None:
-        """Starts a program as the workload: it runs by itself, and gets the stop signal when the VM is stopped."""
-        call("vm_start_workload", self._handle, args=as_args(args), env=as_env(env), workdir=as_path(workdir), user=user)
-
-    def logs(self) -> Process:
-        """Attaches to the workload: what the guest has kept of its output comes first, then what it writes. Closing ends the following alone."""
-        return Process(call("vm_follow", self._handle))
 
     def console(self) -> str:
         """Returns the last that the guest's kernel and init wrote to the console."""
         return str(quick("vm_console", self._handle)["text"])
 
+    def follow_console(self) -> GuestFile:
+        """Reads what the guest's kernel and init write to the console as a stream: the last 64 KiB that are kept, and then what comes, until the VM is closed."""
+        return GuestFile(call("vm_follow_console", self._handle), "rb")
+
     def connect(self, port: Optional[int] = None) -> socket.socket:
-        """Opens a connected socket to a TCP port of the guest; default: the workload's."""
+        """Opens a connected socket to a TCP port of the guest; default: the workload's, or else the one on which a program has listened longest."""
         return as_socket(call("vm_connect", self._handle, port=port)["fd"])
 
     def forward(self, port: Optional[int] = None, address: Optional[str] = None) -> Forward:
         """Listens on the host, at HOST:PORT or a Unix socket's path, and connects what arrives to the guest's port. Default: 127.0.0.1 and a free port."""
-        return Forward(call("vm_forward", self._handle, port=port, address=address))
+        return Forward({"port": port or 0, **call("vm_forward", self._handle, port=port, address=address)})
 
-    def read_file(self, path: GuestPath) -> bytes:
-        """Reads a file of the guest, of up to 64 MiB."""
-        return bytes(call("vm_read_file", self._handle, path=as_path(path))["data"] or b"")
+    def forward_to_host(self, address: str, port: Optional[int] = None) -> Forward:
+        """Listens on a TCP port of the guest's loopback address, by default a free one, and connects what arrives to a server of the host.
 
-    def write_file(self, path: GuestPath, data: Union[bytes, str], mode: Optional[int] = None) -> None:
-        """Creates or replaces a file of the guest, all or nothing. mode: permission bits, default 0o644."""
-        call("vm_write_file", self._handle, path=as_path(path), data=data.encode() if isinstance(data, str) else data, mode=mode)
+        address: HOST:PORT or a Unix socket's path. Copies of the VM do not have it.
+        """
+        return Forward({"address": address, **call("vm_forward_to_host", self._handle, address=address, port=port)})
 
-    def open_file(self, path: GuestPath) -> GuestFile:
-        """Reads a file of the guest, of any size, as a stream."""
-        return GuestFile(call("vm_open_file", self._handle, path=as_path(path)), "rb")
-
-    def create_file(self, path: GuestPath, mode: Optional[int] = None) -> GuestFile:
-        """Creates or replaces a file of the guest with what is written to a stream. It appears when it is committed, as a with block does at its end."""
-        return GuestFile(call("vm_create_file", self._handle, path=as_path(path), mode=mode), "wb")
-
-    def upload(self, source: Union[str, Path], path: GuestPath) -> None:
-        """Copies a file of the host into the guest."""
-        with open(source, "rb") as f, self.create_file(path, os.fstat(f.fileno()).st_mode & 0o777) as to:
-            while block := f.read(1 << 20):
-                to.stream.write(block)
+    def socket_path(self) -> str:
+        """Returns the path of a Unix socket that leads to the workload's port, for other processes of the same user. It goes with the VM."""
+        return str(call("vm_socket_path", self._handle)["path"])
 
     def pause(self) -> None:
         """Stops the guest's processors and devices."""
@@ -374,9 +109,9 @@ class VM(_Handle):
         """Describes the VM; the keys are those of sm_vm_info."""
         return quick("vm_info", self._handle)
 
-    def memory(self) -> Dict[str, Any]:
-        """Says what memory the VM takes; the keys are those of sm_vm_memory."""
-        return call("vm_memory", self._handle)
+    def stats(self) -> Dict[str, int]:
+        """Measures what the VM uses and has used, and asks its guest; the keys are those of sm_vm_stats."""
+        return call("vm_stats", self._handle)
 
     def set_balloon(self, bytes: int) -> None:
         """Asks the guest to give up so many bytes of its memory; 0 returns all of it."""
@@ -400,7 +135,7 @@ class VM(_Handle):
             call("vm_discard", self._handle)
 
 
-class Image(_Handle):
+class Image(Handle):
     """What VMs start from: a workload that was brought to readiness and frozen."""
 
     _kind = "image"
@@ -436,9 +171,26 @@ class Image(_Handle):
         """Opens a snapshot of the store by its ID, the beginning of it, or its name. verify: "once" (default), "always" or "never"."""
         return cls(call("image_from_snapshot", _of(store), name=name, verify=verify))
 
-    def start(self, name: Optional[str] = None, *, timeout: Optional[float] = None) -> VM:
-        """Starts a VM, with entropy, clock and host name of its own."""
-        return VM(call("vm_start", self._handle, name=name, timeout_ms=as_ms(timeout)))
+    def start(
+        self, name: Optional[str] = None, *, volumes: Optional[Sequence[str]] = None, mounts: Optional[Sequence[str]] = None, network: bool = False,
+        egress: Optional[Sequence[str]] = None, egress_default: Optional[str] = None, network_rate: Optional[int] = None,
+        disk_rate: Optional[int] = None, disk_ops: Optional[int] = None, cpu_percent: Optional[int] = None, lifetime: Optional[float] = None, idle_timeout: Optional[float] = None,
+        timeout: Optional[float] = None,
+    ) -> VM:  # fmt: skip
+        """Starts a VM, with entropy, clock and host name of its own.
+
+        volumes: disks that are kept in files of the host, FILE:/PATH[:ro][:size=8G]. mounts: directories of the host,
+        DIR:/PATH[:ro][:symlinks=opaque|deny|follow]. network: let it reach the public Internet, unless egress says otherwise: rules
+        "allow|deny WHAT[:PORTS][/tcp|udp]", of which the first that fits decides; WHAT is an address, a network, a name, *.NAME or *. egress_default:
+        "allow" (default) or "deny", for what no rule is about. network_rate: bytes per second, each way. disk_rate, disk_ops: bytes and requests
+        per second of each disk. cpu_percent: of the host's CPUs, 100 for one. lifetime: it is ended by force after so many seconds. idle_timeout: it is paused when nobody has used it for so many seconds; the next use
+        wakes it up. timeout: seconds until it answers. Closing it shuts it down first if it has volumes, for which it gets 5 seconds.
+        """
+        return VM(call(
+            "vm_start", self._handle, name=name, timeout_ms=as_ms(timeout), volumes=as_list("volumes", volumes), mounts=as_list("mounts", mounts),
+            network=network, egress=as_list("egress", egress), egress_default=egress_default, network_rate=network_rate, disk_rate=disk_rate,
+            disk_ops=disk_ops, cpu_percent=cpu_percent, lifetime_ms=as_ms(lifetime), idle_timeout_ms=as_ms(idle_timeout),
+        ))  # fmt: skip
 
     def acquire(self) -> VM:
         """Takes a VM from the image's own pool, which keeps one ready. Closing it gives it back."""
@@ -462,7 +214,7 @@ class Image(_Handle):
         )["pool"])  # fmt: skip
 
 
-class Pool(_Handle):
+class Pool(Handle):
     """Keeps VMs of one image ready. The image must stay open as long."""
 
     _kind = "pool"
@@ -476,7 +228,7 @@ class Pool(_Handle):
         return quick("pool_stats", self._handle)
 
 
-class Store(_Handle):
+class Store(Handle):
     """Where images and snapshots are kept. The functions that take none use the user's own."""
 
     _kind = "store"

@@ -11,189 +11,37 @@ A coroutine that is canceled cancels its call, and what that still makes is rele
 from __future__ import annotations
 
 import asyncio
-import os
-import warnings
-import weakref
-from types import TracebackType
-from typing import Any, AsyncIterator, Dict, List, Optional, Sequence, Tuple, Type, TypeVar, Union
+from pathlib import Path
+from typing import Any, AsyncGenerator, Dict, List, Optional, Sequence, Union
 
-from ._native import EVENT, Queue, quick
-from ._vm import Args, Env, Exit, ExitError, GuestPath, Owned, Progress, Result, as_args, as_env, as_exit, as_ms, as_path, as_socket
-from .errors import SupermachineError, error_for
+from ._aio import Handle, Stream, call, open_stream
+from ._aio_files import Files, GuestFile, Watch
+from ._aio_programs import Process, Programs
+from ._native import quick
+from ._options import Args, Env, GuestPath, Limits, Progress, as_args, as_env, as_limits, as_list, as_ms, as_path
+from ._results import Result
 
-_H = TypeVar("_H", bound="_Handle")
-Stream = Tuple[asyncio.StreamReader, asyncio.StreamWriter]
-
-
-class _Pending:
-    def __init__(self, future: "asyncio.Future[Tuple[int, Dict[str, Any]]]", progress: Optional[Progress]) -> None:
-        self.future, self.progress = future, progress
+__all__ = ["VM", "Forward", "GuestFile", "Image", "Pool", "Process", "Store", "Stream", "Watch", "run", "trace"]
 
 
-class _Dispatcher:
-    """Hands what comes out of one event loop's queue to the coroutines that wait for it."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.queue = Queue()
-        self.pending: Dict[int, _Pending] = {}
-        loop.add_reader(self.queue.fd, self.drain)
-
-    def drain(self) -> None:
-        while (item := self.queue.next()) is not None:
-            tag, kind, code, value = item
-            p = self.pending.get(tag)
-            if p is None:
-                continue
-            if kind == EVENT:
-                if p.progress is not None:
-                    p.progress(value)
-            elif not p.future.done():
-                p.future.set_result((code, value))
-
-
-_dispatchers: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Dispatcher]" = weakref.WeakKeyDictionary()
-
-
-async def call(name: str, handle: int = 0, progress: Optional[Progress] = None, /, **options: Any) -> Dict[str, Any]:
-    """Makes a call and awaits its end."""
-    loop = asyncio.get_running_loop()
-    dispatcher = _dispatchers.get(loop)
-    if dispatcher is None or dispatcher.queue.pid != os.getpid():
-        dispatcher = _dispatchers[loop] = _Dispatcher(loop)
-    future: "asyncio.Future[Tuple[int, Dict[str, Any]]]" = loop.create_future()
-    tag, number = dispatcher.queue.start(name, handle, options)
-    dispatcher.pending[tag] = _Pending(future, progress)
-    try:
-        code, value = await asyncio.shield(future)
-    except BaseException:
-        if not future.done():
-            dispatcher.queue.abandon(number)
-        elif not future.cancelled() and future.result()[0] == 0:
-            release(future.result()[1])
-        raise
-    finally:
-        del dispatcher.pending[tag]
-    if code != 0:
-        raise error_for(code, value)
-    return value
-
-
-def release(value: Dict[str, Any]) -> None:
-    """Releases what a result holds that came together with a cancellation."""
-    for key in ("stdin", "stdout", "stderr", "fd"):
-        if isinstance(value.get(key), int) and value[key] >= 0:
-            os.close(value[key])
-    for kind in ("vm", "image", "exec", "forward", "file"):
-        if isinstance(value.get(kind), int):
-            _close_later(kind, value[kind])
-    for vm in value.get("vms", []):
-        _close_later("vm", vm)
-
-
-def _close_later(kind: str, handle: int) -> None:
-    queue = Queue()
-    try:
-        queue.start(kind + "_close", handle, {})
-    finally:
-        queue.close()
-
-
-class _Handle(Owned):
-    """An object that is closed by aclose, the end of an async with block, or as a last resort the garbage collector."""
-
-    async def aclose(self) -> None:
-        """Gives the object up. Closing twice is allowed."""
-        if self._take():
-            await asyncio.shield(call(self._kind + "_close", self._handle))
-
-    async def __aenter__(self: _H) -> _H:
-        return self
-
-    async def __aexit__(self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]) -> None:
-        await self.aclose()
-
-    def __del__(self) -> None:
-        text = repr(self)
-        if self._take():
-            warnings.warn(f"unclosed {text}", ResourceWarning, source=self)
-            try:
-                _close_later(self._kind, self._handle)
-            except SupermachineError:
-                pass
-
-    def __repr__(self) -> str:
-        return f"<supermachine.aio.{type(self).__name__}{' (closed)' if self.closed else ''}>"
-
-
-async def _open(fd: int) -> Optional[Stream]:
-    if fd < 0:
-        return None
-    return await asyncio.open_connection(sock=as_socket(fd), limit=1 << 20)
-
-
-class Process(_Handle):
-    """A program that runs in a VM. Async iteration gives the lines that it writes to stdout."""
-
-    _kind = "exec"
-
-    def __init__(self, handle: int, pid: int, stdin: Optional[Stream], stdout: Optional[Stream], stderr: Optional[Stream]) -> None:
-        super().__init__(handle)
-        self.pid = pid
-        """Process ID in the guest."""
-        self.stdin = stdin[1] if stdin else None
-        """Write to it, await drain(), and close it to end the input; None if it was not asked for."""
-        self.stdout = stdout[0] if stdout else None
-        """Read from it until its end; None if it was not asked for."""
-        self.stderr = stderr[0] if stderr else None
-        """Read from it until its end; None if it was not asked for."""
-        self._writers = [s[1] for s in (stdin, stdout, stderr) if s]
-
-    async def wait(self) -> Exit:
-        """Awaits the program's end. What it wrote can still be read."""
-        return Exit(**as_exit(await call("exec_wait", self._handle)))
-
-    def signal(self, name: str) -> None:
-        """Sends a signal, such as "TERM", to the program's process group."""
-        quick("exec_signal", self._handle, signal=name)
-
-    def kill(self) -> None:
-        """Ends the program, and its background children, at once."""
-        self.signal("KILL")
-
-    def resize(self, rows: int, cols: int) -> None:
-        """Changes the size of the program's terminal."""
-        quick("exec_resize", self._handle, rows=rows, cols=cols)
-
-    async def aclose(self) -> None:
-        """Kills the program if it still runs, and closes its streams."""
-        for w in self._writers:
-            w.close()
-        await super().aclose()
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        if self.stdout is None:
-            raise ValueError("stdout was not asked for")
-        async for line in self.stdout:
-            yield line
-
-
-async def _process(started: Dict[str, Any]) -> Process:
-    stdin, stdout, stderr = [await _open(started[k]) for k in ("stdin", "stdout", "stderr")]
-    return Process(started["exec"], started["pid"], stdin, stdout, stderr)
-
-
-class Forward(_Handle):
-    """A listener on the host whose connections go to a port of the guest."""
+class Forward(Handle):
+    """A listener on the host whose connections go to a port of the guest, or one in the guest whose connections go to a server of the host."""
 
     _kind = "forward"
 
     def __init__(self, made: Dict[str, Any]) -> None:
         super().__init__(made["forward"])
         self.address: str = made["address"]
-        """Where it listens: HOST:PORT or a path."""
+        """On the host, HOST:PORT or a path: where it listens, or where the server is."""
+        self.port: int = made["port"]
+        """The guest's; 0 if it is found anew for each connection."""
+
+    def stats(self) -> Dict[str, int]:
+        """Says what the forward has done so far; the keys are those of sm_forward_stats."""
+        return quick("forward_stats", self._handle)
 
 
-class VM(_Handle):
+class VM(Programs, Files):
     """A running microVM. Use it in an async with block, or close it."""
 
     _kind = "vm"
@@ -207,57 +55,50 @@ class VM(_Handle):
         self.restore_id: str = started["restore_id"]
         """The random identifier that the guest was given when it was restored; empty for one that was booted."""
 
-    async def run(
-        self, args: Args, *, input: Optional[bytes] = None, env: Optional[Env] = None, workdir: Optional[GuestPath] = None, user: Optional[str] = None,
-        timeout: Optional[float] = None, check: bool = False,
-    ) -> Result:  # fmt: skip
-        """Runs a program to its end and collects what it writes, as supermachine.VM.run does. It is killed if the coroutine is canceled."""
-        argv = as_args(args)
-        r = await call(
-            "vm_run", self._handle, args=argv, stdin=input, env=as_env(env), workdir=as_path(workdir), user=user, timeout_ms=as_ms(timeout)
-        )
-        result = Result(**as_exit(r), stdout=r["stdout"] or b"", stderr=r["stderr"] or b"")
-        if check and result.code != 0:
-            raise ExitError(argv, result)
-        return result
-
-    async def exec(
-        self, args: Args, *, stdin: bool = False, stdout: bool = True, stderr: bool = False, tty: bool = False, rows: Optional[int] = None,
-        cols: Optional[int] = None, env: Optional[Env] = None, workdir: Optional[GuestPath] = None, user: Optional[str] = None, timeout: Optional[float] = None,
-    ) -> Process:  # fmt: skip
-        """Starts a program and returns once it runs. stdin, stdout, stderr: which streams are wanted. tty: run it on a terminal."""
-        return await _process(await call(
-            "vm_exec", self._handle, args=as_args(args), stdin=stdin, stdout=stdout, stderr=stderr, tty=tty, rows=rows, cols=cols, env=as_env(env),
-            workdir=as_path(workdir), user=user, timeout_ms=as_ms(timeout),
+    @classmethod
+    async def boot(
+        cls, ref: str, *, name: Optional[str] = None, memory_mib: Optional[int] = None, vcpus: Optional[int] = None, scratch_mib: Optional[int] = None,
+        volumes: Optional[Sequence[str]] = None, mounts: Optional[Sequence[str]] = None, network: bool = False, egress: Optional[Sequence[str]] = None,
+        egress_default: Optional[str] = None, network_rate: Optional[int] = None, disk_rate: Optional[int] = None,
+        disk_ops: Optional[int] = None, cpu_percent: Optional[int] = None, lifetime: Optional[float] = None, idle_timeout: Optional[float] = None,
+        timeout: Optional[float] = None, pull: Optional[str] = None, platform: Optional[str] = None, insecure: Optional[Sequence[str]] = None,
+        store: "Optional[Store]" = None, progress: Optional[Progress] = None,
+    ) -> "VM":  # fmt: skip
+        """Pulls an OCI image if need be and boots it, without a snapshot. The image's command is not started. volumes and so on: as for Image.start."""
+        return cls(await call(
+            "vm_boot", _of(store), progress, ref=ref, name=name, memory_mib=memory_mib, vcpus=vcpus, scratch_mib=scratch_mib, timeout_ms=as_ms(timeout),
+            pull=pull, platform=platform, insecure=as_list("insecure", insecure), volumes=as_list("volumes", volumes), mounts=as_list("mounts", mounts),
+            network=network, egress=as_list("egress", egress), egress_default=egress_default, network_rate=network_rate, disk_rate=disk_rate,
+            disk_ops=disk_ops, cpu_percent=cpu_percent, lifetime_ms=as_ms(lifetime), idle_timeout_ms=as_ms(idle_timeout),
         ))  # fmt: skip
-
-    async def start_workload(self, args: Args, *, env: Optional[Env] = None, workdir: Optional[GuestPath] = None, user: Optional[str] = None) -> None:
-        """Starts a program as the workload: it runs by itself, and gets the stop signal when the VM is stopped."""
-        await call("vm_start_workload", self._handle, args=as_args(args), env=as_env(env), workdir=as_path(workdir), user=user)
-
-    async def logs(self) -> Process:
-        """Attaches to the workload's output, from what the guest has kept on. Closing ends the following alone."""
-        return await _process(await call("vm_follow", self._handle))
 
     def console(self) -> str:
         """Returns the last that the guest's kernel and init wrote to the console."""
         return str(quick("vm_console", self._handle)["text"])
 
+    async def follow_console(self) -> GuestFile:
+        """Reads what the guest's kernel and init write to the console as a stream: the last 64 KiB that are kept, and then what comes, until the VM is closed."""
+        opened = await call("vm_follow_console", self._handle)
+        return GuestFile(opened, await open_stream(opened), False)
+
     async def connect(self, port: Optional[int] = None) -> Stream:
-        """Opens a stream to a TCP port of the guest; default: the workload's."""
-        return await asyncio.open_connection(sock=as_socket((await call("vm_connect", self._handle, port=port))["fd"]))
+        """Opens a stream to a TCP port of the guest; default: the workload's, or else the one on which a program has listened longest."""
+        return await open_stream(await call("vm_connect", self._handle, port=port))
 
     async def forward(self, port: Optional[int] = None, address: Optional[str] = None) -> Forward:
-        """Listens on the host, at HOST:PORT or a Unix socket's path, and connects what arrives to the guest's port."""
-        return Forward(await call("vm_forward", self._handle, port=port, address=address))
+        """Listens on the host, at HOST:PORT or a Unix socket's path, and connects what arrives to the guest's port. Default: 127.0.0.1 and a free port."""
+        return Forward({"port": port or 0, **await call("vm_forward", self._handle, port=port, address=address)})
 
-    async def read_file(self, path: GuestPath) -> bytes:
-        """Reads a file of the guest, of up to 64 MiB."""
-        return bytes((await call("vm_read_file", self._handle, path=as_path(path)))["data"] or b"")
+    async def forward_to_host(self, address: str, port: Optional[int] = None) -> Forward:
+        """Listens on a TCP port of the guest's loopback address, by default a free one, and connects what arrives to a server of the host.
 
-    async def write_file(self, path: GuestPath, data: Union[bytes, str], mode: Optional[int] = None) -> None:
-        """Creates or replaces a file of the guest, all or nothing. mode: permission bits, default 0o644."""
-        await call("vm_write_file", self._handle, path=as_path(path), data=data.encode() if isinstance(data, str) else data, mode=mode)
+        address: HOST:PORT or a Unix socket's path. Copies of the VM do not have it.
+        """
+        return Forward({"address": address, **await call("vm_forward_to_host", self._handle, address=address, port=port)})
+
+    async def socket_path(self) -> str:
+        """Returns the path of a Unix socket that leads to the workload's port, for other processes of the same user. It goes with the VM."""
+        return str((await call("vm_socket_path", self._handle))["path"])
 
     async def pause(self) -> None:
         """Stops the guest's processors and devices."""
@@ -267,9 +108,9 @@ class VM(_Handle):
         """Continues a paused VM."""
         await call("vm_resume", self._handle)
 
-    async def snapshot(self, name: Optional[str] = None, *, base: "Optional[Image]" = None, lean: bool = False) -> "Image":
-        """Saves the running VM in the user's own store, as an image that others can be started from. base: store only what differs from it."""
-        return Image(await call("vm_snapshot", self._handle, name=name, base=None if base is None else base._handle, lean=lean))
+    async def snapshot(self, name: Optional[str] = None, *, base: "Optional[Image]" = None, lean: bool = False, store: "Optional[Store]" = None) -> "Image":
+        """Saves the running VM as an image that others can be started from. base: store only what differs from it."""
+        return Image(await call("vm_snapshot", self._handle, name=name, base=None if base is None else base._handle, lean=lean, store=None if store is None else store._handle))
 
     async def fork(self, n: int = 1, *, names: Optional[Sequence[str]] = None) -> "List[VM]":
         """Makes n VMs that go on from this instant, while this one goes on too."""
@@ -280,9 +121,13 @@ class VM(_Handle):
         """Describes the VM; the keys are those of sm_vm_info."""
         return quick("vm_info", self._handle)
 
-    async def memory(self) -> Dict[str, Any]:
-        """Says what memory the VM takes; the keys are those of sm_vm_memory."""
-        return await call("vm_memory", self._handle)
+    async def stats(self) -> Dict[str, int]:
+        """Measures what the VM uses and has used, and asks its guest; the keys are those of sm_vm_stats."""
+        return await call("vm_stats", self._handle)
+
+    def set_balloon(self, bytes: int) -> None:
+        """Asks the guest to give up so many bytes of its memory; 0 returns all of it."""
+        quick("vm_set_balloon", self._handle, bytes=bytes)
 
     async def wait(self) -> str:
         """Awaits the VM's end and tells why, such as "powered off"."""
@@ -302,7 +147,7 @@ class VM(_Handle):
             await asyncio.shield(call("vm_discard", self._handle))
 
 
-class Image(_Handle):
+class Image(Handle):
     """What VMs start from: a workload that was brought to readiness and frozen."""
 
     _kind = "image"
@@ -318,51 +163,76 @@ class Image(_Handle):
         user: Optional[str] = None, workdir: Optional[GuestPath] = None, boot_only: bool = False, memory_mib: Optional[int] = None, vcpus: Optional[int] = None,
         scratch_mib: Optional[int] = None, guest_port: Optional[int] = None, ready: Union[None, str, Sequence[str]] = None,
         warmup: Optional[Sequence[Sequence[str]]] = None, timeout: Optional[float] = None, pull: Optional[str] = None, platform: Optional[str] = None,
-        insecure: Optional[Sequence[str]] = None, progress: Optional[Progress] = None,
+        insecure: Optional[Sequence[str]] = None, store: "Optional[Store]" = None, progress: Optional[Progress] = None,
     ) -> "Image":  # fmt: skip
-        """Pulls an OCI image and boots it once, as supermachine.Image.from_oci does."""
+        """Pulls an OCI image and boots it once, brings its workload to readiness and freezes it. If the store has that already, nothing is booted.
+
+        boot_only: start no workload, the VMs only run programs. ready: "port[:N]", "settle[:DURATION]", "none", or a program's arguments that exits with 0.
+        warmup: programs that run before the freeze. timeout: seconds. progress: is called with a dict for each step.
+        """
         command = None if ready is None or isinstance(ready, str) else list(ready)
         return cls(await call(
-            "image_from_oci", 0, progress, ref=ref, name=name, entrypoint=entrypoint, cmd=cmd, env=as_env(env), user=user, workdir=as_path(workdir),
-            boot_only=boot_only, memory_mib=memory_mib, vcpus=vcpus, scratch_mib=scratch_mib, guest_port=guest_port,
+            "image_from_oci", _of(store), progress, ref=ref, name=name, entrypoint=entrypoint, cmd=cmd, env=as_env(env), user=user,
+            workdir=as_path(workdir), boot_only=boot_only, memory_mib=memory_mib, vcpus=vcpus, scratch_mib=scratch_mib, guest_port=guest_port,
             ready=ready if isinstance(ready, str) else None, ready_command=command, warmup=warmup, timeout_ms=as_ms(timeout), pull=pull, platform=platform,
             insecure=insecure,
         ))  # fmt: skip
 
     @classmethod
-    async def from_snapshot(cls, name: str, *, verify: Optional[str] = None) -> "Image":
-        """Opens a snapshot of the user's own store by its ID, the beginning of it, or its name."""
-        return cls(await call("image_from_snapshot", 0, name=name, verify=verify))
+    async def from_snapshot(cls, name: str, *, verify: Optional[str] = None, store: "Optional[Store]" = None) -> "Image":
+        """Opens a snapshot of the store by its ID, the beginning of it, or its name. verify: "once" (default), "always" or "never"."""
+        return cls(await call("image_from_snapshot", _of(store), name=name, verify=verify))
 
-    async def start(self, name: Optional[str] = None, *, timeout: Optional[float] = None) -> VM:
-        """Starts a VM, with entropy, clock and host name of its own."""
-        return VM(await call("vm_start", self._handle, name=name, timeout_ms=as_ms(timeout)))
+    async def start(
+        self, name: Optional[str] = None, *, volumes: Optional[Sequence[str]] = None, mounts: Optional[Sequence[str]] = None, network: bool = False,
+        egress: Optional[Sequence[str]] = None, egress_default: Optional[str] = None, network_rate: Optional[int] = None,
+        disk_rate: Optional[int] = None, disk_ops: Optional[int] = None, cpu_percent: Optional[int] = None, lifetime: Optional[float] = None, idle_timeout: Optional[float] = None,
+        timeout: Optional[float] = None,
+    ) -> VM:  # fmt: skip
+        """Starts a VM, with entropy, clock and host name of its own.
+
+        volumes: disks that are kept in files of the host, FILE:/PATH[:ro][:size=8G]. mounts: directories of the host,
+        DIR:/PATH[:ro][:symlinks=opaque|deny|follow]. network: let it reach the public Internet, unless egress says otherwise: rules
+        "allow|deny WHAT[:PORTS][/tcp|udp]", of which the first that fits decides; WHAT is an address, a network, a name, *.NAME or *. egress_default:
+        "allow" (default) or "deny", for what no rule is about. network_rate: bytes per second, each way. disk_rate, disk_ops: bytes and requests
+        per second of each disk. cpu_percent: of the host's CPUs, 100 for one. lifetime: it is ended by force after so many seconds. idle_timeout: it is paused when nobody has used it for so many seconds; the next use
+        wakes it up. timeout: seconds until it answers. Closing it shuts it down first if it has volumes, for which it gets 5 seconds.
+        """
+        return VM(await call(
+            "vm_start", self._handle, name=name, timeout_ms=as_ms(timeout), volumes=as_list("volumes", volumes), mounts=as_list("mounts", mounts),
+            network=network, egress=as_list("egress", egress), egress_default=egress_default, network_rate=network_rate, disk_rate=disk_rate,
+            disk_ops=disk_ops, cpu_percent=cpu_percent, lifetime_ms=as_ms(lifetime), idle_timeout_ms=as_ms(idle_timeout),
+        ))  # fmt: skip
 
     async def acquire(self) -> VM:
         """Takes a VM from the image's own pool, which keeps one ready. Closing it gives it back."""
         return VM(await call("image_acquire", self._handle))
 
-    def pool(
-        self, *, min: Optional[int] = None, max: Optional[int] = None, idle_timeout: Optional[float] = None, acquire_timeout: Optional[float] = None,
-        replace: bool = False,
-    ) -> "Pool":  # fmt: skip
-        """Makes a pool of VMs, as supermachine.Image.pool does."""
-        return Pool(quick(
-            "pool_new", self._handle, min=min, max=max, idle_timeout_ms=as_ms(idle_timeout), acquire_timeout_ms=as_ms(acquire_timeout), replace=replace
-        )["pool"])  # fmt: skip
+    def pool_stats(self) -> Dict[str, int]:
+        """Says what the image's own pool has and has done; the keys are those of sm_pool_stats."""
+        return quick("image_pool_stats", self._handle)
 
     def info(self) -> Dict[str, Any]:
         """Describes the image; the keys are those of sm_image_info."""
         return quick("image_info", self._handle)
 
+    def pool(
+        self, *, min: Optional[int] = None, max: Optional[int] = None, idle_timeout: Optional[float] = None, acquire_timeout: Optional[float] = None,
+        replace: bool = False,
+    ) -> "Pool":  # fmt: skip
+        """Makes a pool of VMs: min kept ready, max at most, idle_timeout seconds until a surplus is closed, acquire_timeout seconds to wait for one."""
+        return Pool(quick(
+            "pool_new", self._handle, min=min, max=max, idle_timeout_ms=as_ms(idle_timeout), acquire_timeout_ms=as_ms(acquire_timeout), replace=replace
+        )["pool"])  # fmt: skip
 
-class Pool(_Handle):
+
+class Pool(Handle):
     """Keeps VMs of one image ready. The image must stay open as long."""
 
     _kind = "pool"
 
     async def acquire(self) -> VM:
-        """Takes a VM; awaits one if none is ready. Closing it gives it back, and the next user gets a clean one."""
+        """Takes a VM, in microseconds if one is ready. Closing it gives it back, and the next user gets a clean one."""
         return VM(await call("pool_acquire", self._handle))
 
     def stats(self) -> Dict[str, int]:
@@ -370,13 +240,75 @@ class Pool(_Handle):
         return quick("pool_stats", self._handle)
 
 
+class Store(Handle):
+    """Where images and snapshots are kept. The functions that take none use the user's own."""
+
+    _kind = "store"
+
+    def __init__(self, dir: Union[None, str, Path] = None, *, assets: Union[None, str, Path] = None) -> None:
+        super().__init__(quick("store_open", 0, dir=as_path(dir), assets=as_path(assets))["store"])
+
+    async def pull(
+        self, ref: str, *, pull: Optional[str] = None, platform: Optional[str] = None, insecure: Optional[Sequence[str]] = None, progress: Optional[Progress] = None
+    ) -> Dict[str, Any]:
+        """Makes an OCI image available and describes it."""
+        return await call("store_pull", self._handle, progress, ref=ref, pull=pull, platform=platform, insecure=insecure)
+
+    async def images(self) -> List[Dict[str, Any]]:
+        """Lists the OCI images in the store."""
+        return list((await call("store_images", self._handle))["images"])
+
+    async def remove_image(self, ref: str) -> None:
+        """Forgets the reference of an OCI image."""
+        await call("store_remove_image", self._handle, ref=ref)
+
+    async def snapshots(self) -> List[Dict[str, Any]]:
+        """Lists the snapshots in the store, newest first."""
+        return list((await call("store_snapshots", self._handle))["snapshots"])
+
+    async def inspect(self, name: str) -> Dict[str, Any]:
+        """Describes one snapshot."""
+        return await call("store_inspect", self._handle, name=name)
+
+    async def remove(self, name: str) -> None:
+        """Deletes a snapshot. VMs that were started from it go on."""
+        await call("store_remove", self._handle, name=name)
+
+    async def prune(self, *, older: Optional[float] = None, max_bytes: Optional[int] = None, unreferenced: bool = False, all: bool = False) -> List[Dict[str, Any]]:
+        """Deletes the snapshots that may go, and describes them. older: not used for so many seconds."""
+        return list((await call("store_prune", self._handle, older_ms=as_ms(older), max_bytes=max_bytes, unreferenced=unreferenced, all=all))["snapshots"])
+
+    async def flatten(self, name: str) -> str:
+        """Makes a snapshot that holds everything itself from one that holds differences, and returns its ID."""
+        return str((await call("store_flatten", self._handle, name=name))["id"])
+
+
+def _of(store: Optional[Store]) -> int:
+    return 0 if store is None else store._handle
+
+
 async def run(
     ref: str, args: Args, *, input: Optional[bytes] = None, env: Optional[Env] = None, workdir: Optional[GuestPath] = None, user: Optional[str] = None,
-    timeout: Optional[float] = None, check: bool = False, memory_mib: Optional[int] = None, vcpus: Optional[int] = None, pull: Optional[str] = None,
-    progress: Optional[Progress] = None,
+    timeout: Optional[float] = None, limits: Optional[Limits] = None, max_output: Optional[int] = None, check: bool = False,
+    memory_mib: Optional[int] = None, vcpus: Optional[int] = None, pull: Optional[str] = None, progress: Optional[Progress] = None,
 ) -> Result:  # fmt: skip
     """Runs a program in a fresh microVM of an OCI image, as supermachine.run does."""
-    argv, _ = as_args(args), as_ms(timeout)
+    argv, _, _ = as_args(args), as_ms(timeout), as_limits(limits)
     async with await Image.from_oci(ref, boot_only=True, memory_mib=memory_mib, vcpus=vcpus, pull=pull, progress=progress) as image:
         async with await image.start() as vm:
-            return await vm.run(argv, input=input, env=env, workdir=workdir, user=user, timeout=timeout, check=check)
+            return await vm.run(
+                argv, input=input, env=env, workdir=workdir, user=user, timeout=timeout, limits=limits, max_output=max_output, check=check
+            )  # fmt: skip
+
+
+async def trace(*, categories: Optional[Sequence[str]] = None) -> AsyncGenerator[Dict[str, Any], None]:
+    """Gives a dict for each step of what the library does, as supermachine.trace does, until the async loop over it ends."""
+    events: "asyncio.Queue[Optional[Dict[str, Any]]]" = asyncio.Queue()
+    task = asyncio.ensure_future(call("trace", 0, events.put_nowait, categories=as_list("categories", categories)))
+    task.add_done_callback(lambda _: events.put_nowait(None))
+    try:
+        while (event := await events.get()) is not None:
+            yield event
+        await task
+    finally:
+        task.cancel()
