@@ -52,17 +52,26 @@ class Store extends Handle {
 /** The options of run that say what it runs in. */
 const ofImage = ['store', 'memoryMib', 'vcpus', 'scratchMib', 'pull', 'platform', 'insecure'];
 
+/** And those that say what it has of the host and the world. */
+const ofStart = ['volumes', 'mounts', 'network', 'egress', 'egressDefault'];
+
+/** Takes options out. */
+function take(options, keys) {
+  const taken = {};
+  for (const key of keys) {
+    taken[key] = options[key];
+    delete options[key];
+  }
+  return taken;
+}
+
 async function run(ref, args, { onProgress, ...options } = {}) {
   argv(args); // nothing is pulled for arguments that are wrong
   const { signal } = options;
-  const baked = { bootOnly: true, signal, onProgress };
-  for (const key of ofImage) {
-    baked[key] = options[key];
-    delete options[key];
-  }
-  const image = await Image.fromOCI(ref, baked);
+  const given = take(options, ofStart);
+  const image = await Image.fromOCI(ref, { bootOnly: true, signal, onProgress, ...take(options, ofImage) });
   try {
-    const vm = await image.start({ signal });
+    const vm = await image.start({ signal, ...given });
     try {
       return await vm.run(args, options);
     } finally {

@@ -354,7 +354,8 @@ export class Store extends Handle {
 export function run(
   ref: string,
   args: c.VMRunOptions['args'],
-  options?: Command<c.VMRunOptions> & Pick<c.ImageFromOCIOptions, 'memoryMib' | 'vcpus' | 'scratchMib' | 'pull' | 'platform' | 'insecure'> & {
+  options?: Command<c.VMRunOptions> & Pick<c.ImageFromOCIOptions, 'memoryMib' | 'vcpus' | 'scratchMib' | 'pull' | 'platform' | 'insecure'> &
+    Pick<c.VMStartOptions, 'volumes' | 'mounts' | 'network' | 'egress' | 'egressDefault'> & {
     check?: boolean;
   } & InStore & Progress,
 ): Promise<Result>;

@@ -306,7 +306,10 @@ test('run by one call, trace beside it', async () => {
   const controller = new AbortController();
   const steps = [];
   const tracing = trace((e) => steps.push(e), { signal: controller.signal, categories: ['restore', 'exec'] }).catch(() => {});
-  const r = await run(REF, ['echo', 'hi'], { memoryMib: 96, check: true });
+  const dir = fs.mkdtempSync(path.join(os.tmpdir(), 'supermachine-'));
+  fs.writeFileSync(path.join(dir, 'file'), 'hi\n');
+  const r = await run(REF, ['cat', '/src/file'], { memoryMib: 96, mounts: [`${dir}:/src:ro`], check: true });
+  fs.rmSync(dir, { recursive: true });
   assert.equal(r.text, 'hi\n');
   controller.abort();
   await tracing;

@@ -29,10 +29,16 @@ def run(
     ref: str, args: Args, *, input: Optional[bytes] = None, env: Optional[Env] = None, workdir: Optional[GuestPath] = None, user: Optional[str] = None,
     timeout: Optional[float] = None, limits: Optional[Limits] = None, max_output: Optional[int] = None, check: bool = False,
     memory_mib: Optional[int] = None, vcpus: Optional[int] = None, pull: Optional[str] = None, progress: Optional[Progress] = None,
+    volumes: Optional[Sequence[str]] = None, mounts: Optional[Sequence[str]] = None, network: bool = False, egress: Optional[Sequence[str]] = None,
 ) -> Result:  # fmt: skip
-    """Runs a program in a fresh microVM of an OCI image. The image is pulled and booted once; later calls go on from that snapshot."""
+    """Runs a program in a fresh microVM of an OCI image. The image is pulled and booted once; later calls go on from that snapshot.
+
+    volumes, mounts, network, egress: what the VM has of the host and the world, as for Image.start.
+    """
     argv, _, _ = as_args(args), as_ms(timeout), as_limits(limits)  # nothing is pulled for arguments that are wrong
-    with Image.from_oci(ref, boot_only=True, memory_mib=memory_mib, vcpus=vcpus, pull=pull, progress=progress) as image, image.start() as vm:
+    with Image.from_oci(ref, boot_only=True, memory_mib=memory_mib, vcpus=vcpus, pull=pull, progress=progress) as image, image.start(
+        volumes=volumes, mounts=mounts, network=network, egress=egress
+    ) as vm:  # fmt: skip
         return vm.run(
             argv, input=input, env=env, workdir=workdir, user=user, timeout=timeout, limits=limits, max_output=max_output, check=check
         )  # fmt: skip

@@ -291,11 +291,12 @@ async def run(
     ref: str, args: Args, *, input: Optional[bytes] = None, env: Optional[Env] = None, workdir: Optional[GuestPath] = None, user: Optional[str] = None,
     timeout: Optional[float] = None, limits: Optional[Limits] = None, max_output: Optional[int] = None, check: bool = False,
     memory_mib: Optional[int] = None, vcpus: Optional[int] = None, pull: Optional[str] = None, progress: Optional[Progress] = None,
+    volumes: Optional[Sequence[str]] = None, mounts: Optional[Sequence[str]] = None, network: bool = False, egress: Optional[Sequence[str]] = None,
 ) -> Result:  # fmt: skip
     """Runs a program in a fresh microVM of an OCI image, as supermachine.run does."""
     argv, _, _ = as_args(args), as_ms(timeout), as_limits(limits)
     async with await Image.from_oci(ref, boot_only=True, memory_mib=memory_mib, vcpus=vcpus, pull=pull, progress=progress) as image:
-        async with await image.start() as vm:
+        async with await image.start(volumes=volumes, mounts=mounts, network=network, egress=egress) as vm:
             return await vm.run(
                 argv, input=input, env=env, workdir=workdir, user=user, timeout=timeout, limits=limits, max_output=max_output, check=check
             )  # fmt: skip

@@ -25,6 +25,13 @@ pytestmark = pytest.mark.skipif("SUPERMACHINE_TEST_IMAGES" not in os.environ, re
 MIB = 1 << 20
 
 
+def test_run_by_one_call(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("hi\n")
+    ref, mounts = f"oci:{os.environ['SUPERMACHINE_TEST_IMAGES']}/busybox:latest", [f"{tmp_path}:/src:ro"]
+    assert supermachine.run(ref, ["cat", "/src/file"], memory_mib=96, mounts=mounts, check=True).text == "hi\n"
+    assert asyncio.run(aio.run(ref, ["cat", "/src/file"], memory_mib=96, mounts=mounts)).text == "hi\n"
+
+
 def test_run(vm: supermachine.VM) -> None:
     r = vm.run(["sh", "-c", "echo out; echo err >&2; exit 3"])
     assert (r.stdout, r.stderr, r.code, r.signal, r.timed_out) == (b"out\n", b"err\n", 3, 0, False)

@@ -17,17 +17,20 @@ require_relative "supermachine/store"
 module Supermachine
   # The options of run that say what it runs in.
   OF_IMAGE = %i[store memory_mib vcpus scratch_mib pull platform insecure].freeze
-  private_constant :OF_IMAGE
+  # And those that say what it has of the host and the world.
+  OF_START = %i[volumes mounts network egress egress_default].freeze
+  private_constant :OF_IMAGE, :OF_START
 
   class << self
     # Runs a program in a fresh microVM of an OCI image. The image is pulled and booted once; later calls go on from that snapshot. Takes the options
-    # of VM#run, and memory_mib, vcpus, scratch_mib, pull, platform, insecure, store. A block is called with each step of the pull and the boot.
+    # of VM#run, and memory_mib, vcpus, scratch_mib, pull, platform, insecure, store, and volumes, mounts, network, egress of
+    # Image#start. A block is called with each step of the pull and the boot.
     def run(ref, args, **options, &progress)
       Native.argv(args) # nothing is pulled for arguments that are wrong
       baked = options.slice(*OF_IMAGE)
       image = Image.bake(ref, progress, boot_only: true, **baked)
       begin
-        image.start { |vm| vm.run(args, **options.except(*OF_IMAGE)) }
+        image.start(**options.slice(*OF_START)) { |vm| vm.run(args, **options.except(*OF_IMAGE, *OF_START)) }
       ensure
         image.close
       end

@@ -440,7 +440,10 @@ class GuestsTest < Minitest::Test # rubocop:disable Metrics/ClassLength
   def test_run_by_one_call_and_trace_beside_it
     seen = []
     tracing = Thread.new { Supermachine.trace { |e| seen << e } }
-    assert_equal "hi\n", Supermachine.run(REF, ["echo", "hi"], memory_mib: 96, check: true).text
+    Dir.mktmpdir do |dir|
+      File.write(File.join(dir, "file"), "hi\n")
+      assert_equal "hi\n", Supermachine.run(REF, ["cat", "/src/file"], memory_mib: 96, mounts: ["#{dir}:/src:ro"], check: true).text
+    end
     tracing.kill.join
     assert(seen.any? { |e| e[:category] == "restore" })
   end
