@@ -25,7 +25,8 @@ func TestUnusedVMsSleep(t *testing.T) {
 	require.False(t, vm.Asleep())
 
 	asleep := func() { t.Helper(); eventually(t, vm.Asleep, "the VM sleeps") }
-	asleep()
+	require.Equal(t, "hi", vmtest.Shell(t, vm, "echo hi"))
+	eventually(t, func() bool { _, err := vm.Stats(t.Context()); return err == nil && vm.Asleep() }, "who is watched all the time sleeps too")
 	st, err := vm.Stats(t.Context())
 	require.NoError(t, err)
 	require.Zero(t, st.Guest)

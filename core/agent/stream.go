@@ -30,7 +30,7 @@ type stream struct {
 // open starts a request.
 func (c *Client) open(ctx context.Context, req wire.Request) (*stream, error) {
 	s := &stream{c: c, replied: make(chan wire.Reply, 1), ended: make(chan struct{}), unuse: func() {}}
-	if c.use != nil {
+	if c.use != nil && req.Info == nil { // who watches a guest does not use it
 		s.unuse = c.use()
 		s.lasts = req.Exec != nil && req.Exec.Main || req.Follow != nil || req.Attach != nil || req.Reverse != nil || req.Files != nil && req.Files.Watch != nil
 	}
