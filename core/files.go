@@ -155,7 +155,7 @@ func (vm *VM) Chmod(ctx context.Context, path string, mode os.FileMode, recursiv
 	return vm.wrapEnded("chmod "+path+" in VM", vm.agent.Chmod(ctx, path, mode, recursive))
 }
 
-// Chown sets the owner, NAME|UID[:GROUP|GID] or :GROUP|GID. A symbolic link means its target unless noFollow is set; recursively, links below path get the
+// Chown sets the owner, NAME|UID[:GROUP|GID] or :GROUP|GID; what is not given stays. A symbolic link means its target unless noFollow is set; recursively, links below path get the
 // owner themselves. Errors: ErrNotFound (path, user or group).
 func (vm *VM) Chown(ctx context.Context, path, owner string, recursive, noFollow bool) error {
 	return vm.wrapEnded("chown "+path+" in VM", vm.agent.Chown(ctx, path, owner, recursive, noFollow))

@@ -327,7 +327,7 @@ func init() {
 	define("vm_chown", KindVM, 0, "Sets the owner of a file of the guest.",
 		func(ctx context.Context, e *env, m *vm, o *struct {
 			pathOption
-			Owner     string `msgpack:"owner" doc:"NAME|UID[:GROUP|GID] of the image's accounts, or :GROUP alone; required."`
+			Owner     string `msgpack:"owner" doc:"NAME|UID[:GROUP|GID] of the image's accounts, or :GROUP alone, where what is not given stays; required."`
 			Recursive bool   `msgpack:"recursive" doc:"And of everything below; links get the owner themselves."`
 			NoFollow  bool   `msgpack:"no_follow" doc:"A symbolic link means itself, and not what it points to."`
 		}) (None, error) {

@@ -16,12 +16,13 @@ func newCopy() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "cp [flags] SOURCE TARGET",
 		Short: "Copy files and directories to or from a running VM",
-		Long: `Copy a file or a directory with everything in it between this machine and a running VM, whose
-paths are written VM:PATH. If the target is a directory, the copy is put into it; a source that
-ends in "/." means what is in the directory.
+		Long: `Copy a file or a directory with everything in it between this machine and a running VM,
+whose paths are written VM:PATH. If the target is a directory, the copy is put into it; a
+source that ends in "/." means what is in the directory.
 
-Whatever is in the VM, nothing outside of the copy is written here. Files that are copied out
-belong to you, those that are copied in to root, unless --owner or --archive say otherwise.`,
+Whatever is in the VM, nothing outside of the copy is written here. Files that are copied
+out belong to you, those that are copied in to root, unless --owner or --archive say
+otherwise.`,
 		Example: "  supermachine cp app.conf web:/etc/app/\n  supermachine cp web:/var/log/nginx ./logs\n  supermachine cp --owner www-data ./site/. web:/srv",
 		Args:    cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {

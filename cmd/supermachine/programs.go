@@ -38,8 +38,9 @@ func newAttach() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "attach [flags] VM NUMBER",
 		Short: "Attach to a program that exec -d started",
-		Long: `Attach to a program that exec -d started: what the guest has kept of its output, 256 KiB, comes
-first, then what it writes. The exit status is the program's. Its number is printed by exec -d and top.`,
+		Long: `Attach to a program that exec -d started: what the guest has kept of its output, 256 KiB,
+comes first, then what it writes. The exit status is the program's. Its number is printed by
+exec -d and top.`,
 		Example: "  supermachine attach web 7",
 		Args:    cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -325,8 +325,12 @@ func (st *stream) chown(req *wire.Chown) error {
 			spec = "0" + spec
 		}
 		u, err := lookupUser(spec)
-		if uid, gid = int(u.uid), int(u.gid); onlyGroup {
+		uid, gid = int(u.uid), int(u.gid)
+		switch {
+		case onlyGroup:
 			uid = -1
+		case !strings.Contains(req.Owner, ":"): // as chown(1) has it
+			gid = -1
 		}
 		return err
 	})

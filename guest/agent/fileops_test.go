@@ -346,7 +346,7 @@ func TestChmodAndChown(t *testing.T) {
 	require.EqualValues(t, 0o644, mode("/tmp/outside").Perm())
 	require.NoError(t, c.Chown(ctx, "/tmp/d", "app", true, false))
 	for _, name := range []string{"/tmp/d", "/tmp/d/e", "/tmp/d/e/file", "/tmp/d/link"} {
-		require.Equal(t, [2]uint32{1000, 100}, owners(t, g.root+name), name)
+		require.Equal(t, [2]uint32{1000, 0}, owners(t, g.root+name), name)
 	}
 	require.Equal(t, [2]uint32{0, 0}, owners(t, g.root+"/tmp/outside"))
 	require.NoError(t, c.Chown(ctx, "/tmp/d/e/file", ":video", false, false))

@@ -881,7 +881,7 @@ export interface VMChmodOptions {
 export interface VMChownOptions {
   /** In the guest, absolute; required. */
   path: string;
-  /** NAME|UID[:GROUP|GID] of the image's accounts, or :GROUP alone; required. */
+  /** NAME|UID[:GROUP|GID] of the image's accounts, or :GROUP alone, where what is not given stays; required. */
   owner: string;
   /** And of everything below; links get the owner themselves. */
   recursive?: boolean;

@@ -79,7 +79,7 @@ type Chmod struct {
 // Chown sets the owner. Recursively, and with NoFollow, symbolic links themselves get it.
 type Chown struct {
 	Path      string `msgpack:"path"`
-	Owner     string `msgpack:"owner"` // NAME|UID[:GROUP|GID], as WriteFile.Owner; ":GROUP" leaves the user as it is
+	Owner     string `msgpack:"owner"` // NAME|UID[:GROUP|GID]; what is not given, user or group, stays as it is
 	Recursive bool   `msgpack:"recursive,omitempty"`
 	NoFollow  bool   `msgpack:"no_follow,omitempty"`
 }
