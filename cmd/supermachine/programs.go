@@ -39,8 +39,8 @@ func newAttach() *cobra.Command {
 		Use:   "attach [flags] VM NUMBER",
 		Short: "Attach to a program that exec -d started",
 		Long: `Attach to a program that exec -d started: what the guest has kept of its output, 256 KiB,
-comes first, then what it writes. The exit status is the program's. Its number is printed by
-exec -d and top.`,
+comes first, then what it writes. The exit status is the program's. exec -d and top print
+its number.`,
 		Example: "  supermachine attach web 7",
 		Args:    cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
