@@ -209,6 +209,7 @@ func TestSetUserIDProgramsWithLimits(t *testing.T) {
 		go func() {
 			defer close(ended)
 			runtime.LockOSThread()
+			defer runtime.UnlockOSThread() // else the thread would end, and with it what it has started: the container
 			pidfd := -1
 			attr := &syscall.ProcAttr{Sys: &syscall.SysProcAttr{PidFD: &pidfd, Setsid: true}}
 			pid, err := limits{}.forkExec(path, []string{"euid"}, attr)
