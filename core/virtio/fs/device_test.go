@@ -118,28 +118,25 @@ func TestParallel(t *testing.T) {
 	d, _ := start(t, s)
 	q := d.Queues[requestQueue]
 	slow := q.Chain(d.Out([]byte("wait")), d.In(4))
+	d.MMIO.Pause() // so that they come together
 	q.Offer(slow)
 	q.Offer(q.Chain(d.Out([]byte("quick")), d.In(5)))
-	q.Kick()
+	d.MMIO.Resume()
 	require.EqualValues(t, 5, q.Wait().Written)
 	s.gate <- struct{}{}
 	used := q.Wait()
 	require.Equal(t, virtiotest.Used{Head: slow, Written: 4}, used)
 
 	const n = 3 * maxWorkers
+	d.MMIO.Pause()
 	for range n {
 		q.Offer(q.Chain(d.Out([]byte("wait")), d.In(4)))
 	}
-	done := make(chan struct{})
-	go func() {
-		q.Kick()
-		close(done)
-	}()
+	d.MMIO.Resume()
 	require.Eventually(t, func() bool { return s.most.Load() > 1 }, virtiotest.Timeout, time.Millisecond)
 	for range n {
 		s.gate <- struct{}{}
 	}
-	<-done
 	for range n {
 		require.EqualValues(t, 4, q.Wait().Written)
 	}
