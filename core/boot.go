@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/vmihailenco/msgpack/v5"
@@ -59,6 +60,8 @@ func Start(ctx context.Context, img *Image, cfg Config) (*VM, error) {
 		counters.failed.Add(1)
 		if vm.machine != nil {
 			vm.Close()
+		} else {
+			vm.closeNetwork()
 		}
 		vm.room.Release()
 		return nil, wrap("start VM from", img.Ref, err)
@@ -99,8 +102,13 @@ func (vm *VM) boot(ctx context.Context) error {
 	if vm.calls, err = vm.vsock.Listen(agent.ControlPort); err != nil {
 		return err
 	}
+	threads, err := vm.cfg.openCgroup()
+	if err != nil {
+		closeDevices(devices)
+		return err
+	}
 	vm.machine, err = machine.New(machine.Config{
-		Hypervisor: hv, MemoryMiB: vm.cfg.MemoryMiB, VCPUs: vm.cfg.VCPUs, CPULimit: vm.cfg.CPULimit, Devices: devices, Serial: vm.console,
+		Threads: threads, Hypervisor: hv, MemoryMiB: vm.cfg.MemoryMiB, VCPUs: vm.cfg.VCPUs, CPULimit: vm.cfg.CPULimit, Devices: devices, Serial: vm.console,
 	})
 	if err != nil {
 		return err
@@ -206,11 +214,7 @@ func (vm *VM) devices(below *layer, saved []virtio.State) (devices []virtio.Devi
 	defer func() {
 		if err != nil {
 			vm.closeNetwork()
-			for _, d := range devices {
-				if d != nil {
-					d.Close()
-				}
-			}
+			closeDevices(devices)
 		}
 	}()
 	if vm.scratch, err = newScratch(vm.cfg.StateDir, below); err != nil {
@@ -249,6 +253,29 @@ func (vm *VM) devices(below *layer, saved []virtio.State) (devices []virtio.Devi
 		}
 	}
 	return devices, nil
+}
+
+func closeDevices(devices []virtio.Device) {
+	for _, d := range devices {
+		if d != nil {
+			d.Close()
+		}
+	}
+}
+
+// openCgroup returns what puts threads into the VM's cgroup, nil if there is none.
+func (c Config) openCgroup() (*os.File, error) {
+	if c.Cgroup == "" {
+		return nil, nil
+	}
+	f, err := os.OpenFile(filepath.Join(c.Cgroup, "cgroup.threads"), os.O_WRONLY, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, &Error{Code: ErrNotFound, Op: "use cgroup", Object: c.Cgroup, Err: errors.New("it is no directory of a cgroup (version 2)")}
+	}
+	if err != nil {
+		return nil, &Error{Code: CodeOf(err), Op: "use cgroup", Object: c.Cgroup, Err: err}
+	}
+	return f, nil
 }
 
 // newDisk takes over the backend.

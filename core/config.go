@@ -33,6 +33,10 @@ type Config struct {
 	// CPULimit is how many of the host's CPUs the guest may use on average, such as 0.5; 0: as many as it has vCPUs.
 	CPULimit float64
 
+	// Cgroup is a directory of a threaded cgroup (v2), below that of this process, which the guest's vCPUs are put into: its cpu.weight is their share
+	// among others, and its cpu.max their limit. Empty: they stay with the process.
+	Cgroup string
+
 	// DiskBytesPerSecond and DiskRequestsPerSecond limit each disk of the VM: the image, the writable layer and each volume; 0: no limit.
 	DiskBytesPerSecond    int64
 	DiskRequestsPerSecond int64

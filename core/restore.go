@@ -25,6 +25,7 @@ type StartOptions struct {
 	IdleTimeout time.Duration // as in Config
 
 	CPULimit              float64 // as in Config
+	Cgroup                string  // as in Config
 	DiskBytesPerSecond    int64   // as in Config
 	DiskRequestsPerSecond int64   // as in Config
 
@@ -54,12 +55,12 @@ func (c *checkpoint) start(ctx context.Context, o StartOptions, set *memory.Work
 }
 
 // prepare makes a VM that has everything but its state: what can be done before it is known that somebody wants it.
-func (c *checkpoint) prepare(o StartOptions) (vm *VM, err error) {
-	vm = &VM{id: newID(), image: c.image, console: console.NewRing(0), forwards: map[*Forward]struct{}{}}
+func (c *checkpoint) prepare(o StartOptions) (_ *VM, err error) {
+	vm := &VM{id: newID(), image: c.image, console: console.NewRing(0), forwards: map[*Forward]struct{}{}}
 	vm.op = trace.Begin(trace.Restore, vm.id)
 	cfg := c.cfg
 	cfg.Name, cfg.StateDir, cfg.BootTimeout = o.Name, o.StateDir, o.Timeout
-	cfg.CPULimit = o.CPULimit
+	cfg.CPULimit, cfg.Cgroup = o.CPULimit, o.Cgroup
 	cfg.DiskBytesPerSecond, cfg.DiskRequestsPerSecond = o.DiskBytesPerSecond, o.DiskRequestsPerSecond
 	cfg.Lifetime, cfg.IdleTimeout, cfg.Network, cfg.Volumes, cfg.Mounts = o.Lifetime, o.IdleTimeout, o.Network, o.Volumes, o.Mounts
 	setDefault(&cfg.BootTimeout, defaultStartTimeout)
@@ -75,6 +76,7 @@ func (c *checkpoint) prepare(o StartOptions) (vm *VM, err error) {
 	}
 	defer func() {
 		if err != nil {
+			vm.closeNetwork()
 			c.memory.Close()
 		}
 	}()
@@ -92,8 +94,13 @@ func (c *checkpoint) prepare(o StartOptions) (vm *VM, err error) {
 		return nil, errors.Join(err, memory.Release(mem))
 	}
 	vm.op.Step("make devices")
+	threads, err := cfg.openCgroup()
+	if err != nil {
+		closeDevices(devices)
+		return nil, errors.Join(err, memory.Release(mem))
+	}
 	vm.machine, err = machine.New(machine.Config{
-		Hypervisor: hv, MemoryMiB: cfg.MemoryMiB, VCPUs: cfg.VCPUs, CPULimit: cfg.CPULimit, Devices: devices, Serial: vm.console, Memory: guestMemory(cfg.MemoryMiB, mem),
+		Threads: threads, Hypervisor: hv, MemoryMiB: cfg.MemoryMiB, VCPUs: cfg.VCPUs, CPULimit: cfg.CPULimit, Devices: devices, Serial: vm.console, Memory: guestMemory(cfg.MemoryMiB, mem),
 	})
 	if err != nil {
 		return nil, err

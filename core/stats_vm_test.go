@@ -2,6 +2,8 @@ package core_test
 
 import (
 	"context"
+	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -34,6 +36,35 @@ func TestCPULimitHolds(t *testing.T) {
 	require.NoError(t, vm.Resume())
 	_, err = core.Start(t.Context(), vmtest.Image(t, "busybox"), core.Config{CPULimit: 0.001})
 	require.ErrorIs(t, err, core.ErrInvalidArgument)
+}
+
+// A guest's vCPUs run in the cgroup that they are put into, and nothing else of the process does.
+func TestVCPUsRunInTheirCgroup(t *testing.T) {
+	t.Parallel()
+	vmtest.RequireKVM(t)
+	const root = "/sys/fs/cgroup"
+	dir := root + "/supermachine-test"
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Skipf("needs leave to make a cgroup (v2): %v", err)
+	}
+	defer os.Remove(dir)
+	if err := os.WriteFile(dir+"/cgroup.type", []byte("threaded"), 0); err != nil {
+		t.Skipf("needs a cgroup with threads: %v", err)
+	}
+	vm, err := core.Start(t.Context(), vmtest.Image(t, "busybox"), core.Config{VCPUs: 2, Cgroup: dir})
+	require.NoError(t, err)
+	defer vm.Close()
+	threads := func() []string {
+		b, err := os.ReadFile(dir + "/cgroup.threads")
+		require.NoError(t, err)
+		return strings.Fields(string(b))
+	}
+	require.GreaterOrEqual(t, len(threads()), 2, "KVM may have one of its own beside them")
+	require.Equal(t, "hi", vmtest.Shell(t, vm, "echo hi"))
+	vm.Close()
+	eventually(t, func() bool { return len(threads()) == 0 }, "the threads end with the VM")
+	_, err = core.Start(t.Context(), vmtest.Image(t, "busybox"), core.Config{Cgroup: "/no/such"})
+	require.ErrorIs(t, err, core.ErrNotFound)
 }
 
 func TestStatsGrowWithUse(t *testing.T) {

@@ -65,11 +65,12 @@ func (o attachOptions) parse() (volumes []core.Volume, mounts []core.Mount, err 
 
 // lifeOptions say when a VM ends or rests by itself.
 type lifeOptions struct {
-	LifetimeMS    int64 `msgpack:"lifetime_ms" doc:"The VM is ended by force so many milliseconds after its start; 0: never."`
-	CPUPercent    int64 `msgpack:"cpu_percent" doc:"How much of the host's CPUs the guest may use on average, 100 for one; 0: as many as it has vCPUs."`
-	DiskRate      int64 `msgpack:"disk_rate" doc:"Bytes per second that each disk reads and writes; 0: no limit."`
-	DiskOps       int64 `msgpack:"disk_ops" doc:"Requests per second to each disk; 0: no limit."`
-	IdleTimeoutMS int64 `msgpack:"idle_timeout_ms" doc:"The VM is paused when it was not used for so many milliseconds: no program that was started, no file that is transferred and no connection. The next use wakes it up. 0: never."`
+	LifetimeMS    int64  `msgpack:"lifetime_ms" doc:"The VM is ended by force so many milliseconds after its start; 0: never."`
+	CPUPercent    int64  `msgpack:"cpu_percent" doc:"How much of the host's CPUs the guest may use on average, 100 for one; 0: as many as it has vCPUs."`
+	Cgroup        string `msgpack:"cgroup" doc:"Directory of a threaded cgroup (v2), below this process's, that the guest's processors are put into, for its cpu.weight; default: none."`
+	DiskRate      int64  `msgpack:"disk_rate" doc:"Bytes per second that each disk reads and writes; 0: no limit."`
+	DiskOps       int64  `msgpack:"disk_ops" doc:"Requests per second to each disk; 0: no limit."`
+	IdleTimeoutMS int64  `msgpack:"idle_timeout_ms" doc:"The VM is paused when it was not used for so many milliseconds: no program that was started, no file that is transferred and no connection. The next use wakes it up. 0: never."`
 }
 
 type startOptions struct {
@@ -83,7 +84,7 @@ type startOptions struct {
 func (o startOptions) start() (so core.StartOptions, err error) {
 	so = core.StartOptions{
 		Name: o.Name, Timeout: ms(o.TimeoutMS), Lifetime: ms(o.LifetimeMS), IdleTimeout: ms(o.IdleTimeoutMS),
-		CPULimit: float64(o.CPUPercent) / 100, DiskBytesPerSecond: o.DiskRate, DiskRequestsPerSecond: o.DiskOps,
+		CPULimit: float64(o.CPUPercent) / 100, Cgroup: o.Cgroup, DiskBytesPerSecond: o.DiskRate, DiskRequestsPerSecond: o.DiskOps,
 	}
 	if so.Network, err = o.networkOptions.parse(); err != nil {
 		return so, err
@@ -153,7 +154,7 @@ func init() {
 			cfg := core.Config{
 				Name: o.Name, MemoryMiB: o.MemoryMiB, VCPUs: o.VCPUs, ScratchMiB: o.ScratchMiB, BootTimeout: ms(o.TimeoutMS),
 				AssetsDir: s.assets, StateDir: s.dir, Lifetime: ms(o.LifetimeMS), IdleTimeout: ms(o.IdleTimeoutMS),
-				CPULimit: float64(o.CPUPercent) / 100, DiskBytesPerSecond: o.DiskRate, DiskRequestsPerSecond: o.DiskOps,
+				CPULimit: float64(o.CPUPercent) / 100, Cgroup: o.Cgroup, DiskBytesPerSecond: o.DiskRate, DiskRequestsPerSecond: o.DiskOps,
 			}
 			if cfg.Network, err = o.networkOptions.parse(); err != nil {
 				return vmResult{}, err

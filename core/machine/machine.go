@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"sync"
 
@@ -20,6 +21,8 @@ type Config struct {
 	VCPUs      int // 1 to MaxVCPUs
 	// CPULimit is how many of the host's CPUs the vCPUs may use on average, such as 0.5; 0: no limit.
 	CPULimit float64
+	// Threads, if not nil, is the file cgroup.threads of a cgroup (v2) that the vCPUs' threads are put into. The machine closes it.
+	Threads *os.File
 	// Memory is the guest's RAM where the caller maps it (a snapshot's memory image); nil allocates MemoryMiB. The machine takes
 	// ownership and unmaps it.
 	Memory *hypervisor.Memory
@@ -251,6 +254,9 @@ func (m *Machine) release() {
 	}
 	if m.vm != nil {
 		m.vm.Close()
+	}
+	if m.cfg.Threads != nil {
+		m.cfg.Threads.Close()
 	}
 	if m.mem != nil {
 		releaseMemory(m.mem)

@@ -2,7 +2,11 @@ package machine
 
 import (
 	"errors"
+	"fmt"
 	"runtime"
+	"strconv"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/supermachine/supermachine/core/hypervisor"
 )
@@ -10,7 +14,9 @@ import (
 // runVCPU is the life of one vCPU's thread.
 func (m *Machine) runVCPU(i int) {
 	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
+	if m.cfg.Threads == nil {
+		defer runtime.UnlockOSThread()
+	} // else the thread ends with the vCPU, as it would do other work in the cgroup
 	defer m.cpu[i].begin()()
 	v := m.vm.VCPU(i)
 	defer func() {
@@ -19,12 +25,27 @@ func (m *Machine) runVCPU(i int) {
 		m.cond.Broadcast()
 		m.mu.Unlock()
 	}()
+	if err := m.joinCgroup(); err != nil {
+		m.end(Exit{Reason: ExitFailed, Err: err})
+		return
+	}
 	for m.mayRun() {
 		if err := m.runUntilKicked(v); err != nil {
 			m.end(Exit{Reason: ExitFailed, Err: err})
 			return
 		}
 	}
+}
+
+// joinCgroup puts the calling thread into the cgroup that the configuration says (Linux, Documentation/admin-guide/cgroup-v2.rst, "Threads").
+func (m *Machine) joinCgroup() error {
+	if m.cfg.Threads == nil {
+		return nil
+	}
+	if _, err := m.cfg.Threads.WriteString(strconv.Itoa(unix.Gettid())); err != nil {
+		return fmt.Errorf("put a vCPU into its cgroup: %w", err)
+	}
+	return nil
 }
 
 // runUntilKicked runs a vCPU and answers its exits. It returns only when the vCPU was kicked while none of its accesses was half done: KVM

@@ -977,6 +977,8 @@ export interface VMStartOptions {
   lifetimeMs?: number;
   /** How much of the host's CPUs the guest may use on average, 100 for one; 0: as many as it has vCPUs. */
   cpuPercent?: number;
+  /** Directory of a threaded cgroup (v2), below this process's, that the guest's processors are put into, for its cpu.weight; default: none. */
+  cgroup?: string;
   /** Bytes per second that each disk reads and writes; 0: no limit. */
   diskRate?: number;
   /** Requests per second to each disk; 0: no limit. */
@@ -1017,6 +1019,8 @@ export interface VMBootOptions {
   lifetimeMs?: number;
   /** How much of the host's CPUs the guest may use on average, 100 for one; 0: as many as it has vCPUs. */
   cpuPercent?: number;
+  /** Directory of a threaded cgroup (v2), below this process's, that the guest's processors are put into, for its cpu.weight; default: none. */
+  cgroup?: string;
   /** Bytes per second that each disk reads and writes; 0: no limit. */
   diskRate?: number;
   /** Requests per second to each disk; 0: no limit. */

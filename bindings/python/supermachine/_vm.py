@@ -49,7 +49,7 @@ class VM(Programs, Files):
         cls, ref: str, *, name: Optional[str] = None, memory_mib: Optional[int] = None, vcpus: Optional[int] = None, scratch_mib: Optional[int] = None,
         volumes: Optional[Sequence[str]] = None, mounts: Optional[Sequence[str]] = None, network: bool = False, egress: Optional[Sequence[str]] = None,
         egress_default: Optional[str] = None, network_rate: Optional[int] = None, disk_rate: Optional[int] = None,
-        disk_ops: Optional[int] = None, cpu_percent: Optional[int] = None, lifetime: Optional[float] = None, idle_timeout: Optional[float] = None,
+        disk_ops: Optional[int] = None, cpu_percent: Optional[int] = None, cgroup: Optional[str] = None, lifetime: Optional[float] = None, idle_timeout: Optional[float] = None,
         timeout: Optional[float] = None, pull: Optional[str] = None, platform: Optional[str] = None, insecure: Optional[Sequence[str]] = None,
         store: "Optional[Store]" = None, progress: Optional[Progress] = None,
     ) -> "VM":  # fmt: skip
@@ -58,7 +58,7 @@ class VM(Programs, Files):
             "vm_boot", _of(store), progress, ref=ref, name=name, memory_mib=memory_mib, vcpus=vcpus, scratch_mib=scratch_mib, timeout_ms=as_ms(timeout),
             pull=pull, platform=platform, insecure=as_list("insecure", insecure), volumes=as_list("volumes", volumes), mounts=as_list("mounts", mounts),
             network=network, egress=as_list("egress", egress), egress_default=egress_default, network_rate=network_rate, disk_rate=disk_rate,
-            disk_ops=disk_ops, cpu_percent=cpu_percent, lifetime_ms=as_ms(lifetime), idle_timeout_ms=as_ms(idle_timeout),
+            disk_ops=disk_ops, cpu_percent=cpu_percent, cgroup=cgroup, lifetime_ms=as_ms(lifetime), idle_timeout_ms=as_ms(idle_timeout),
         ))  # fmt: skip
 
     def console(self) -> str:
@@ -174,7 +174,7 @@ class Image(Handle):
     def start(
         self, name: Optional[str] = None, *, volumes: Optional[Sequence[str]] = None, mounts: Optional[Sequence[str]] = None, network: bool = False,
         egress: Optional[Sequence[str]] = None, egress_default: Optional[str] = None, network_rate: Optional[int] = None,
-        disk_rate: Optional[int] = None, disk_ops: Optional[int] = None, cpu_percent: Optional[int] = None, lifetime: Optional[float] = None, idle_timeout: Optional[float] = None,
+        disk_rate: Optional[int] = None, disk_ops: Optional[int] = None, cpu_percent: Optional[int] = None, cgroup: Optional[str] = None, lifetime: Optional[float] = None, idle_timeout: Optional[float] = None,
         timeout: Optional[float] = None,
     ) -> VM:  # fmt: skip
         """Starts a VM, with entropy, clock and host name of its own.
@@ -183,13 +183,14 @@ class Image(Handle):
         DIR:/PATH[:ro][:symlinks=opaque|deny|follow]. network: let it reach the public Internet, unless egress says otherwise: rules
         "allow|deny WHAT[:PORTS][/tcp|udp]", of which the first that fits decides; WHAT is an address, a network, a name, *.NAME or *. egress_default:
         "allow" (default) or "deny", for what no rule is about. network_rate: bytes per second, each way. disk_rate, disk_ops: bytes and requests
-        per second of each disk. cpu_percent: of the host's CPUs, 100 for one. lifetime: it is ended by force after so many seconds. idle_timeout: it is paused when nobody has used it for so many seconds; the next use
+        per second of each disk. cpu_percent: of the host's CPUs, 100 for one. cgroup: directory of a threaded cgroup for its processors.
+        lifetime: it is ended by force after so many seconds. idle_timeout: it is paused when nobody has used it for so many seconds; the next use
         wakes it up. timeout: seconds until it answers. Closing it shuts it down first if it has volumes, for which it gets 5 seconds.
         """
         return VM(call(
             "vm_start", self._handle, name=name, timeout_ms=as_ms(timeout), volumes=as_list("volumes", volumes), mounts=as_list("mounts", mounts),
             network=network, egress=as_list("egress", egress), egress_default=egress_default, network_rate=network_rate, disk_rate=disk_rate,
-            disk_ops=disk_ops, cpu_percent=cpu_percent, lifetime_ms=as_ms(lifetime), idle_timeout_ms=as_ms(idle_timeout),
+            disk_ops=disk_ops, cpu_percent=cpu_percent, cgroup=cgroup, lifetime_ms=as_ms(lifetime), idle_timeout_ms=as_ms(idle_timeout),
         ))  # fmt: skip
 
     def acquire(self) -> VM:

@@ -77,7 +77,7 @@ def test_the_twins_have_the_same_methods() -> None:
 
 PROGRAM = dict(env={"A": "b"}, workdir=Path("/"), user="0", timeout=1.5, limits={"nofile": 5, "as": (1, "unlimited"), "core": -1})
 STARTED = dict(
-    volumes=["/v:/v"], mounts=["/m:/m:ro"], network=True, egress=["allow *"], egress_default="deny", network_rate=5, disk_rate=6, disk_ops=7, cpu_percent=50,
+    volumes=["/v:/v"], mounts=["/m:/m:ro"], network=True, egress=["allow *"], egress_default="deny", network_rate=5, disk_rate=6, disk_ops=7, cpu_percent=50, cgroup="/c",
     lifetime=1.5, idle_timeout=2, timeout=3,
 )  # fmt: skip
 TERMINAL = dict(stdin=True, tty=True, rows=1, cols=2)

@@ -94,7 +94,7 @@ class NativeTest < Minitest::Test
       -> do
         closed(Image, :image, 2).start(
           name: "x", timeout: 5, volumes: ["/x:/x:size=1G"], mounts: ["/x:/y:ro"], network: true, egress: ["deny *"], egress_default: "deny", network_rate: 5,
-          disk_rate: 5, disk_ops: 5, cpu_percent: 50, lifetime: 5, idle_timeout: 0.5
+          disk_rate: 5, disk_ops: 5, cpu_percent: 50, cgroup: "/c", lifetime: 5, idle_timeout: 0.5
         )
       end
     ].each_with_index { |method, i| assert_raises(InvalidHandleError, "number #{i}", &method) }

@@ -41,7 +41,7 @@ module Supermachine
     # Options: name; timeout: seconds until the guest must answer. volumes: disks in files of the host, "FILE:/PATH[:ro][:size=8G]"; mounts: directories
     # of the host, "DIR:/PATH[:ro][:symlinks=opaque|deny|follow]". network: let the guest reach other computers; egress: rules such as
     # "allow *.example.com:443" or "deny 192.0.2.0/24", of which the first that fits decides; egress_default: "allow" or "deny", for what none is about;
-    # network_rate: bytes per second, each way. disk_rate, disk_ops: bytes and requests per second of each disk. cpu_percent: of the host's CPUs, 100 for one.
+    # network_rate: bytes per second, each way. disk_rate, disk_ops: bytes and requests per second of each disk. cpu_percent: of the host's CPUs, 100 for one. cgroup: directory of a threaded cgroup.
     # lifetime: seconds until the VM is ended by
     # force; idle_timeout: seconds without use until it is paused, to be woken up by the next.
     def start(**options, &block) = VM.opened(VM.new(Native.call("vm_start", handle, **options)), &block)
