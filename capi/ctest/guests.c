@@ -88,7 +88,7 @@ static void errors(uint64_t vm) {
 	m = mp_map(1);
 	mp_uint(&m, "port", 81);
 	expect_code(SM_ERR_REFUSED, sm_vm_connect, vm, m);
-	expect_code(SM_ERR_INVALID_ARGUMENT, sm_vm_connect, vm, mp_map(0)); // busybox exposes no port
+	expect_code(SM_ERR_REFUSED, sm_vm_connect, vm, mp_map(0)); // busybox exposes no port, and no program listens
 	m = mp_map(1);
 	mp_uint(&m, "n", 5000);
 	expect_code(SM_ERR_INVALID_ARGUMENT, sm_vm_fork, vm, m);

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif("SUPERMACHINE_TEST_IMAGES" not in os.environ, re
 MIB = 1 << 20
 
 
-def test_run_by_one_call(tmp_path: Path) -> None:
+def test_run_by_one_call(image: supermachine.Image, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("hi\n")
     ref, mounts = f"oci:{os.environ['SUPERMACHINE_TEST_IMAGES']}/busybox:latest", [f"{tmp_path}:/src:ro"]
     assert supermachine.run(ref, ["cat", "/src/file"], memory_mib=96, mounts=mounts, check=True).text == "hi\n"
