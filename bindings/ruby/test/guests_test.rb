@@ -185,7 +185,7 @@ class GuestsTest < Minitest::Test # rubocop:disable Metrics/ClassLength
       vm.chown("/tmp/a", "9", recursive: true)
       vm.chown("/tmp/a/link", ":10", follow: false)
       vm.chmod("/tmp/a", 0o700, recursive: true)
-      assert_equal [9, 0, 0o700], vm.stat("/tmp/a/b/file").to_h.values_at(:uid, :gid, :mode)
+      assert_equal [9, 8, 0o700], vm.stat("/tmp/a/b/file").to_h.values_at(:uid, :gid, :mode)
       assert_equal 10, vm.stat("/tmp/a/link", follow: false).gid
       assert_raises(ExistsError) { vm.rename("/tmp/a/link", "/tmp/a/b/file", replace: false) }
       assert_raises(NotEmptyError) { vm.remove("/tmp/a") }
