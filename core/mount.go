@@ -51,9 +51,8 @@ func ParseMount(s string) (Mount, error) {
 		case o == "ro":
 			m.ReadOnly = true
 		case key == "symlinks":
-			var ok bool
-			if m.Symlinks, ok = symlinkPolicies[value]; !ok {
-				return m, badAttachment("mount", s, fmt.Sprintf("symlinks=%s is not opaque, deny or follow", value))
+			if m.Symlinks, err = hostdir.ParsePolicy(value); err != nil {
+				return m, badAttachment("mount", s, err.Error())
 			}
 		case key == "uid" || key == "gid":
 			id, err := strconv.ParseUint(value, 10, 32)
@@ -73,8 +72,6 @@ func ParseMount(s string) (Mount, error) {
 	}
 	return m, nil
 }
-
-var symlinkPolicies = map[string]Symlinks{"opaque": SymlinksOpaque, "deny": SymlinksDeny, "follow": SymlinksFollow}
 
 // openMount returns the device of a mount, and its tag; i tells mounts of one VM apart.
 func openMount(m Mount, i int) (virtio.Device, string, error) {

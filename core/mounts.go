@@ -27,30 +27,6 @@ const (
 	attachSlots     = 2 * MaxMounts
 )
 
-// ParseVolume reads HOST_FILE:GUEST_PATH[:ro][:size=SIZE], where SIZE is a number of MiB or has the unit M, G or T.
-func ParseVolume(s string) (Volume, error) {
-	v := Volume{}
-	var options []string
-	var err error
-	if v.File, v.Path, options, err = splitAttachment(s, "volume", "FILE:/PATH[:ro][:size=8G]"); err != nil {
-		return v, err
-	}
-	for _, o := range options {
-		key, value, _ := strings.Cut(o, "=")
-		switch {
-		case o == "ro":
-			v.ReadOnly = true
-		case key == "size":
-			if v.SizeMiB, err = parseMiB(value); err != nil {
-				return v, badAttachment("volume", s, err.Error())
-			}
-		default:
-			return v, badAttachment("volume", s, fmt.Sprintf("there is no option %q; ro and size= are", o))
-		}
-	}
-	return v, nil
-}
-
 // splitAttachment takes HOST:/GUEST[:OPTION…] apart: the guest's path begins with the first ":/".
 func splitAttachment(s, kind, form string) (host, guest string, options []string, err error) {
 	i := strings.Index(s, ":/")
@@ -63,21 +39,6 @@ func splitAttachment(s, kind, form string) (host, guest string, options []string
 
 func badAttachment(kind, s, text string) error {
 	return &Error{Code: ErrInvalidArgument, Op: "read " + kind, Object: strconv.Quote(s), Err: errors.New(text)}
-}
-
-func parseMiB(s string) (int, error) {
-	unit := 1
-	number := s
-	if s != "" {
-		if i := strings.IndexByte("MGT", s[len(s)-1]&^0x20); i >= 0 {
-			unit, number = 1<<(10*i), s[:len(s)-1]
-		}
-	}
-	n, err := strconv.Atoi(number)
-	if err != nil || n < 1 || n > maxVolumeMiB/unit {
-		return 0, fmt.Errorf("size=%s is no size from %dM to 16T", s, minVolumeMiB)
-	}
-	return n * unit, nil
 }
 
 // checkAttachments returns what is wrong with volumes and mounts, as far as that can be told without looking at the host.

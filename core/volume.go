@@ -7,6 +7,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -28,6 +30,45 @@ const (
 	minVolumeMiB     = 16
 	maxVolumeMiB     = 16 << 20
 )
+
+// ParseVolume reads HOST_FILE:GUEST_PATH[:ro][:size=SIZE], where SIZE is a number of MiB or has the unit M, G or T.
+func ParseVolume(s string) (Volume, error) {
+	v := Volume{}
+	var options []string
+	var err error
+	if v.File, v.Path, options, err = splitAttachment(s, "volume", "FILE:/PATH[:ro][:size=8G]"); err != nil {
+		return v, err
+	}
+	for _, o := range options {
+		key, value, _ := strings.Cut(o, "=")
+		switch {
+		case o == "ro":
+			v.ReadOnly = true
+		case key == "size":
+			if v.SizeMiB, err = parseMiB(value); err != nil {
+				return v, badAttachment("volume", s, err.Error())
+			}
+		default:
+			return v, badAttachment("volume", s, fmt.Sprintf("there is no option %q; ro and size= are", o))
+		}
+	}
+	return v, nil
+}
+
+func parseMiB(s string) (int, error) {
+	unit := 1
+	number := s
+	if s != "" {
+		if i := strings.IndexByte("MGT", s[len(s)-1]&^0x20); i >= 0 {
+			unit, number = 1<<(10*i), s[:len(s)-1]
+		}
+	}
+	n, err := strconv.Atoi(number)
+	if err != nil || n < 1 || n > maxVolumeMiB/unit {
+		return 0, fmt.Errorf("size=%s is no size from %dM to 16T", s, minVolumeMiB)
+	}
+	return n * unit, nil
+}
 
 // openVolume opens a volume's file and locks it as long as the disk is open. It reports whether its file system was just made.
 func openVolume(v Volume) (disk block.Backend, fresh bool, err error) {
