@@ -1,6 +1,7 @@
 package core_test
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -111,4 +112,32 @@ func TestMountsThatAreNone(t *testing.T) {
 		require.ErrorIs(t, err, want, name)
 		require.ErrorContains(t, err, strings.TrimSuffix(m.Dir, "/"), name)
 	}
+}
+
+// A pool's VMs have its mounts, also after they were brought back, and a network that is new with each use.
+func TestPoolsGiveWhatTheirVMsHave(t *testing.T) {
+	t.Parallel()
+	store := openSnapshots(t)
+	snap := bake(t, store, core.BakeSpec{Ref: imageRef(t, "busybox"), BootOnly: true})
+	dir := t.TempDir()
+	hostFile(t, filepath.Join(dir, "name"), "shared\n")
+	mounts := []core.Mount{{Dir: dir, Path: "/src", ReadOnly: true}}
+	port := hostServer(t, "answer")
+	for _, network := range []*core.Network{nil, network("allow 127.0.0.1")} {
+		pool, err := core.NewPool(snap, core.PoolConfig{Min: 1, Max: 1, Start: core.StartOptions{Mounts: mounts, Network: network}})
+		require.NoError(t, err)
+		defer pool.Close()
+		for use := range 3 {
+			guard, err := pool.Acquire(t.Context())
+			require.NoError(t, err)
+			vm := guard.Value()
+			require.Equal(t, "shared", vmtest.Shell(t, vm, "cat /src/name; [ ! -e /tmp/used ]; touch /tmp/used"), "use %d", use)
+			if network != nil {
+				require.Equal(t, "answer x", vmtest.Shell(t, vm, fmt.Sprintf("echo -n x | nc -w 5 192.168.127.1 %d", port)))
+			}
+			guard.Release()
+		}
+	}
+	_, err := core.NewPool(snap, core.PoolConfig{Start: core.StartOptions{Volumes: []core.Volume{{File: "x", Path: "/x"}}}})
+	require.ErrorIs(t, err, core.ErrInvalidArgument)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/supermachine/supermachine/core/pool"
@@ -23,6 +24,25 @@ type PoolConfig struct {
 	// Replace has a released VM closed and a fresh one started, where otherwise the released one is brought back to the snapshot in place,
 	// which is faster. Either way nothing of one use is left for the next.
 	Replace bool
+	// Start says what each VM has: mounts, volumes that are only read, a network, limits. VMs with a network are replaced as Replace says, as its
+	// connections belong to one use. It can give no name, lifetime or idle timeout, and no volume to write to, which only one VM may have.
+	Start StartOptions
+}
+
+// check returns what of Start a pool cannot give.
+func (c PoolConfig) check() error {
+	bad := func(text string) error {
+		return &Error{Code: ErrInvalidArgument, Op: "make a pool", Err: errors.New(text)}
+	}
+	switch {
+	case c.Start.Name != "":
+		return bad("its VMs cannot have one name")
+	case c.Start.Lifetime != 0 || c.Start.IdleTimeout != 0:
+		return bad("its VMs have no lifetime and idle timeout: they wait to be used")
+	case slices.ContainsFunc(c.Start.Volumes, func(v Volume) bool { return !v.ReadOnly }):
+		return bad("its VMs cannot all write to one volume: give it :ro")
+	}
+	return errors.Join(c.Start.Network.check(), checkAttachments(c.Start.Volumes, c.Start.Mounts))
 }
 
 // PoolStats says what a pool has and has done.
@@ -39,16 +59,19 @@ type Pool struct {
 
 // NewPool returns a pool and starts filling it in the background. The snapshot must stay open as long as the pool.
 func NewPool(snap *Snapshot, cfg PoolConfig) (*Pool, error) {
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
 	c := pool.Config[*VM]{
 		Start: func(ctx context.Context) (*VM, error) {
 			op := trace.Begin(trace.Pool, snap.info.ID)
-			vm, err := snap.Start(ctx, StartOptions{})
+			vm, err := snap.Start(ctx, cfg.Start)
 			op.Step("start a VM")
 			return vm, notePool(err)
 		},
 		Min: cfg.Min, Max: cfg.Max, IdleTimeout: cfg.IdleTimeout, AcquireTimeout: cfg.AcquireTimeout,
 	}
-	if !cfg.Replace {
+	if !cfg.Replace && cfg.Start.Network == nil {
 		c.Reset = func(ctx context.Context, vm *VM) error {
 			op := trace.Begin(trace.Pool, snap.info.ID)
 			err := vm.rewind(ctx, snap.checkpoint)

@@ -254,7 +254,8 @@ SM_API int32_t sm_image_pool_stats(const sm_async *async, uint64_t handle, const
 /* Gives up an image, and the VMs that its own pool keeps ready. Other VMs go on. Handle: image. Blocks until it is done. */
 SM_API int32_t sm_image_close(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
 
-/* Makes a pool of an image's VMs and starts filling it in the background. The image must stay open as long. Handle: image. */
+/* Makes a pool of an image's VMs and starts filling it in the background. The image must stay open as long. Volumes can only be read,
+ * and VMs with a network are replaced after each use. Handle: image. */
 SM_API int32_t sm_pool_new(const sm_async *async, uint64_t handle, const void *options, size_t len, sm_bytes *result);
 
 /* Takes a VM, in microseconds if one is ready; else it waits for one, first come, first served. vm_close gives it back. Handle: pool. */

@@ -78,6 +78,8 @@ func handleOption[T any](e *env, name string, token uint64, k Kind) (T, error) {
 }
 
 type poolOptions struct {
+	attachOptions
+	networkOptions
 	Min              int   `msgpack:"min" doc:"How many VMs are kept ready, on top of those in use; default 0."`
 	Max              int   `msgpack:"max" doc:"How many VMs there are at most, 1 to 65536; default: the larger of 32 and min."`
 	IdleTimeoutMS    int64 `msgpack:"idle_timeout_ms" doc:"After how long with more than min ready VMs the surplus is closed; 0: never."`
@@ -187,11 +189,18 @@ func init() {
 		})
 	defineClose("image_close", KindImage, "Gives up an image, and the VMs that its own pool keeps ready. Other VMs go on.")
 
-	define("pool_new", KindImage, quick, "Makes a pool of an image's VMs and starts filling it in the background. The image must stay open as long.",
+	define("pool_new", KindImage, quick, "Makes a pool of an image's VMs and starts filling it in the background. The image must stay open as long. Volumes can only be read, and VMs with a network are replaced after each use.",
 		func(ctx context.Context, e *env, i image, o *poolOptions) (r poolResult, err error) {
-			p, err := core.NewPool(i.Snapshot, core.PoolConfig{
+			cfg := core.PoolConfig{
 				Min: o.Min, Max: o.Max, IdleTimeout: ms(o.IdleTimeoutMS), AcquireTimeout: ms(o.AcquireTimeoutMS), Replace: o.Replace,
-			})
+			}
+			if cfg.Start.Network, err = o.networkOptions.parse(); err != nil {
+				return r, err
+			}
+			if cfg.Start.Volumes, cfg.Start.Mounts, err = o.attachOptions.parse(); err != nil {
+				return r, err
+			}
+			p, err := core.NewPool(i.Snapshot, cfg)
 			if err == nil {
 				r.Pool = e.lib.handles.put(KindPool, pool{p})
 			}

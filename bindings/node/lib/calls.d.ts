@@ -470,8 +470,20 @@ export interface ImagePoolStatsResult {
   acquireP99Ns: number;
 }
 
-/** Makes a pool of an image's VMs and starts filling it in the background. The image must stay open as long. */
+/** Makes a pool of an image's VMs and starts filling it in the background. The image must stay open as long. Volumes can only be read, and VMs with a network are replaced after each use. */
 export interface PoolNewOptions {
+  /** Disks that are kept in files of the host: FILE:/PATH[:ro][:size=8G]. A file is made on first use, of 8 GiB unless size says another, and allocated as it is written. Six volumes and mounts are possible. */
+  volumes?: string[];
+  /** Directories of the host: DIR:/PATH[:ro][:symlinks=opaque|deny|follow]; opaque unless given. */
+  mounts?: string[];
+  /** Let the guest reach other computers: the public Internet, unless egress says otherwise. The gateway is the host's 127.0.0.1, if a rule allows that. */
+  network?: boolean;
+  /** Rules of where it may connect to, with network: allow|deny WHAT[:PORTS][/tcp|udp], where WHAT is an address, a network, a name, *.NAME or *. The first that fits decides. */
+  egress?: string[];
+  /** allow (the default) or deny, for what no rule is about. The host, private networks and the metadata of clouds are always denied unless a rule allows them by address. */
+  egressDefault?: string;
+  /** Bytes per second, each way; 0: no limit. */
+  networkRate?: number;
   /** How many VMs are kept ready, on top of those in use; default 0. */
   min?: number;
   /** How many VMs there are at most, 1 to 65536; default: the larger of 32 and min. */

@@ -219,11 +219,17 @@ class Image(Handle):
 
     def pool(
         self, *, min: Optional[int] = None, max: Optional[int] = None, idle_timeout: Optional[float] = None, acquire_timeout: Optional[float] = None,
-        replace: bool = False,
+        replace: bool = False, volumes: Optional[Sequence[str]] = None, mounts: Optional[Sequence[str]] = None, network: bool = False,
+        egress: Optional[Sequence[str]] = None, egress_default: Optional[str] = None, network_rate: Optional[int] = None,
     ) -> "Pool":  # fmt: skip
-        """Makes a pool of VMs: min kept ready, max at most, idle_timeout seconds until a surplus is closed, acquire_timeout seconds to wait for one."""
+        """Makes a pool of VMs: min kept ready, max at most, idle_timeout seconds until a surplus is closed, acquire_timeout seconds to wait for one.
+
+        volumes to network_rate: what each VM has, as for start. Volumes can only be read, and VMs with a network are replaced after each use.
+        """
         return Pool(quick(
-            "pool_new", self._handle, min=min, max=max, idle_timeout_ms=as_ms(idle_timeout), acquire_timeout_ms=as_ms(acquire_timeout), replace=replace
+            "pool_new", self._handle, min=min, max=max, idle_timeout_ms=as_ms(idle_timeout), acquire_timeout_ms=as_ms(acquire_timeout), replace=replace,
+            volumes=as_list("volumes", volumes), mounts=as_list("mounts", mounts), network=network, egress=as_list("egress", egress),
+            egress_default=egress_default, network_rate=network_rate,
         )["pool"])  # fmt: skip
 
 

@@ -56,9 +56,11 @@ module Supermachine
     def info = Native.quick("image_info", handle)
 
     # Makes a pool of VMs: min kept ready, max at most, idle_timeout seconds until a surplus is closed, acquire_timeout seconds to wait for one.
-    def pool(min: nil, max: nil, idle_timeout: nil, acquire_timeout: nil, replace: false, &block)
+    # given: volumes, mounts, network, egress, egress_default and network_rate of each VM, as for start. Volumes can only be read, and VMs with a network are
+    # replaced after each use.
+    def pool(min: nil, max: nil, idle_timeout: nil, acquire_timeout: nil, replace: false, **given, &block)
       Pool.opened(Pool.new(Native.quick(
-        "pool_new", handle, min: min, max: max, idle_timeout: idle_timeout, acquire_timeout: acquire_timeout, replace: replace
+        "pool_new", handle, min: min, max: max, idle_timeout: idle_timeout, acquire_timeout: acquire_timeout, replace: replace, **given
       )), &block)
     end
   end
