@@ -347,18 +347,18 @@ func directories(ctx context.Context, o options) ([]result, error) {
 	}
 	var results []result
 	err = withPeer(ctx, o, core.Config{Mounts: []core.Mount{{Dir: dir, Path: "/src"}}}, share, func(vm *core.VM, theirs *agent.Client) error {
-		out, err := theirs.Run(ctx, agent.ExecRequest{Args: []string{"sh", "-c", "mkdir -p /src && mount -t 9p -o trans=virtio,version=9p2000.L,msize=1048576 tree /src"}})
+		out, err := theirs.Run(ctx, agent.ExecRequest{Args: []string{"/tmp/bench", "mount9p", "tree", "/src"}})
 		if err != nil || out.Code != 0 {
 			return fmt.Errorf("mount by 9p: %v: %s", err, out.Stderr)
 		}
-		ours, err1 := nanoseconds(ctx, vm, "read", "4", "/src/large")
-		floor, err2 := nanoseconds(ctx, theirs, "read", "4", "/src/large")
+		ours, err1 := nanoseconds(ctx, vm, "read", "3", "/src/large")
+		floor, err2 := nanoseconds(ctx, theirs, "read", "3", "/src/large")
 		if err := errors.Join(err1, err2); err != nil {
 			return err
 		}
 		results = append(results, throughput("fs.seq", size, ours[1:], floor[1:]))
-		ours, err1 = nanoseconds(ctx, vm, "lstat", "3", "/src/tree")
-		floor, err2 = nanoseconds(ctx, theirs, "lstat", "3", "/src/tree")
+		ours, err1 = nanoseconds(ctx, vm, "lstat", "2", "/src/tree")
+		floor, err2 = nanoseconds(ctx, theirs, "lstat", "2", "/src/tree")
 		results = append(results, milliseconds("fs.git_status", ours[1:], floor[1:]))
 		return errors.Join(err1, err2)
 	})

@@ -4,6 +4,7 @@
 //	guest serve PORT               serves bench's stream protocol on a vsock port
 //	guest listen PORT              the same on a TCP port of the loopback address
 //	guest dial ADDRESS             the same on a connection to a TCP address
+//	guest mount9p TAG DIR          mounts a directory of the peer's host
 //	guest rand4k N FILE            reads and writes N random blocks of 4 KiB past the page cache and prints the nanoseconds of all
 //	guest seq1m N FILE             writes and reads N MiB past the page cache and prints the nanoseconds of all
 //	guest read N FILE              reads a file N times and prints the nanoseconds of each
@@ -43,6 +44,12 @@ func run(args []string) error {
 		}
 		stream.Serve(c)
 		return nil
+	}
+	if args[0] == "mount9p" {
+		if err := os.MkdirAll(args[2], 0o755); err != nil {
+			return err
+		}
+		return unix.Mount(args[1], args[2], "9p", 0, "trans=virtio,version=9p2000.L,msize=1048576")
 	}
 	n, err := strconv.Atoi(args[1])
 	if err != nil {
