@@ -46,14 +46,11 @@ func nanoseconds(ctx context.Context, r runner, args ...string) ([]time.Duration
 
 // forwards: a TCP connection through a forward to a server in the guest, against one through socat to the same server on this machine.
 func forwards(ctx context.Context, o options) ([]result, error) {
-	vm, err := startVM(ctx, o.debian)
+	vm, err := startWithGuest(ctx, o)
 	if err != nil {
 		return nil, err
 	}
 	defer vm.Close()
-	if err := installGuest(ctx, vm, o.guest); err != nil {
-		return nil, err
-	}
 	server, err := vm.Exec(ctx, core.Exec{Args: []string{"/tmp/bench", "listen", "7000"}, Pipes: true})
 	if err != nil {
 		return nil, err
@@ -137,14 +134,11 @@ func dialSoon(address string) (net.Conn, error) {
 
 // execParallel: 100 execs of true at once, all of them together, against 100 that the guest itself runs one after another.
 func execParallel(ctx context.Context, o options) ([]result, error) {
-	vm, err := startVM(ctx, o.debian)
+	vm, err := startWithGuest(ctx, o)
 	if err != nil {
 		return nil, err
 	}
 	defer vm.Close()
-	if err := installGuest(ctx, vm, o.guest); err != nil {
-		return nil, err
-	}
 	const n = 100
 	var samples, floor []time.Duration
 	for i := range 6 {

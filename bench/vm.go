@@ -9,7 +9,6 @@ import (
 	"net"
 	"os"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
@@ -71,14 +70,11 @@ func bootAgent(ctx context.Context, o options) ([]result, error) {
 
 // execTrue: a round trip of /bin/true, against the guest itself running sh -c /bin/true.
 func execTrue(ctx context.Context, o options) ([]result, error) {
-	vm, err := startVM(ctx, o.debian)
+	vm, err := startWithGuest(ctx, o)
 	if err != nil {
 		return nil, err
 	}
 	defer vm.Close()
-	if err := installGuest(ctx, vm, o.guest); err != nil {
-		return nil, err
-	}
 	var samples []time.Duration
 	for i := range o.execs + 10 {
 		out, err := vm.Run(ctx, core.Exec{Args: []string{"/bin/true"}})
@@ -89,22 +85,27 @@ func execTrue(ctx context.Context, o options) ([]result, error) {
 			samples = append(samples, out.Duration)
 		}
 	}
-	out, err := vm.Run(ctx, core.Exec{Args: []string{"/tmp/bench", "spawn", strconv.Itoa(o.execs + 10), "/bin/sh", "-c", "/bin/true"}})
+	floor, err := nanoseconds(ctx, vm, "spawn", strconv.Itoa(o.execs+10), "/bin/sh", "-c", "/bin/true")
 	if err != nil {
 		return nil, err
 	}
-	var floor []time.Duration
-	for _, line := range strings.Fields(string(out.Stdout)) {
-		ns, err := strconv.ParseInt(line, 10, 64)
-		if err != nil {
-			return nil, err
-		}
-		floor = append(floor, time.Duration(ns))
-	}
 	if len(floor) <= 10 {
-		return nil, fmt.Errorf("the guest's half failed: %s", out.Stderr)
+		return nil, fmt.Errorf("the guest's half measured only %d programs", len(floor))
 	}
 	return []result{milliseconds("exec.true", samples, floor[10:])}, nil
+}
+
+// startWithGuest boots a VM with the guest's half in it.
+func startWithGuest(ctx context.Context, o options) (*core.VM, error) {
+	vm, err := startVM(ctx, o.debian)
+	if err != nil {
+		return nil, err
+	}
+	if err := installGuest(ctx, vm, o.guest); err != nil {
+		vm.Close()
+		return nil, err
+	}
+	return vm, nil
 }
 
 func installGuest(ctx context.Context, vm *core.VM, path string) error {
@@ -119,14 +120,11 @@ const benchPort = 7777
 
 // vsockStreams: bulk transfers over one vsock connection, against the same code over a Unix socket pair on this machine.
 func vsockStreams(ctx context.Context, o options) ([]result, error) {
-	vm, err := startVM(ctx, o.debian)
+	vm, err := startWithGuest(ctx, o)
 	if err != nil {
 		return nil, err
 	}
 	defer vm.Close()
-	if err := installGuest(ctx, vm, o.guest); err != nil {
-		return nil, err
-	}
 	ready, out := io.Pipe()
 	server, err := vm.Exec(ctx, core.Exec{Args: []string{"/tmp/bench", "serve", strconv.Itoa(benchPort)}, Stdout: out, Stderr: os.Stderr})
 	if err != nil {
