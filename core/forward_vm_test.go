@@ -127,7 +127,7 @@ func TestManyConnectionsGoThroughOneForward(t *testing.T) {
 	n := vmtest.Times(200, 10_000)
 	var limit unix.Rlimit
 	require.NoError(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &limit))
-	if need := uint64(3*n + 100); limit.Cur < need {
+	if need := uint64(4*n + 200); limit.Cur < need {
 		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: need, Max: max(need, limit.Max)}); err != nil {
 			t.Skipf("needs %d file descriptors: %v", need, err)
 		}
