@@ -59,11 +59,11 @@ func (f *attachFlags) parse(cfg *core.Config) error {
 		cfg.Network.Default = "deny"
 	}
 	if f.rate != "" {
-		mib, err := parseSize("network-rate", f.rate)
+		n, err := parseBytes("network-rate", f.rate)
 		if err != nil {
 			return err
 		}
-		cfg.Network.BytesPerSecond = int64(mib) << 20
+		cfg.Network.BytesPerSecond = int64(n)
 	}
 	return nil
 }

@@ -47,6 +47,12 @@ func (f *sizeFlags) sizes() (cfg core.Config, err error) {
 
 // parseSize reads a number of MiB from a size with unit.
 func parseSize(flag, s string) (int, error) {
+	n, err := parseBytes(flag, s)
+	return int(n >> 20), err
+}
+
+// parseBytes reads a number of bytes from a size with unit.
+func parseBytes(flag, s string) (uint64, error) {
 	units := map[byte]uint64{'b': 1, 'k': 1 << 10, 'm': 1 << 20, 'g': 1 << 30, 't': 1 << 40}
 	lower := strings.TrimSuffix(strings.ToLower(s), "ib")
 	digits, unit := lower, uint64(0)
@@ -57,5 +63,5 @@ func parseSize(flag, s string) (int, error) {
 	if err != nil || unit == 0 {
 		return 0, fmt.Errorf("--%s %q: give a number and a unit, such as 512m or 2g", flag, s)
 	}
-	return int(v * unit >> 20), nil
+	return v * unit, nil
 }
