@@ -213,7 +213,6 @@ func (vm *VM) initrd(assets Assets) ([][]byte, error) {
 func (vm *VM) devices(below *layer, saved []virtio.State) (devices []virtio.Device, err error) {
 	defer func() {
 		if err != nil {
-			vm.closeNetwork()
 			closeDevices(devices)
 		}
 	}()
@@ -255,6 +254,7 @@ func (vm *VM) devices(below *layer, saved []virtio.State) (devices []virtio.Devi
 	return devices, nil
 }
 
+// closeDevices closes the devices that there are; places may be empty.
 func closeDevices(devices []virtio.Device) {
 	for _, d := range devices {
 		if d != nil {

@@ -93,7 +93,7 @@ func openAttachments(c Config, saved []virtio.State) (_ *attachments, err error)
 	a := &attachments{}
 	defer func() {
 		if err != nil {
-			a.close()
+			closeDevices(a.devices[:])
 		}
 	}()
 	for i := range a.devices {
@@ -146,14 +146,6 @@ func (a *attachments) add(dev virtio.Device, at agent.FileSystem) error {
 	}
 	dev.Close()
 	return &Error{Code: ErrCorrupt, Op: "find a place for a device", Err: errors.New("the snapshot has devices in all of them")}
-}
-
-func (a *attachments) close() {
-	for _, d := range a.devices {
-		if d != nil {
-			d.Close()
-		}
-	}
 }
 
 // newRevoked returns a device that stands in for one that the guest knows and that this VM does not have.

@@ -78,8 +78,7 @@ func handleOption[T any](e *env, name string, token uint64, k Kind) (T, error) {
 }
 
 type poolOptions struct {
-	attachOptions
-	networkOptions
+	givenOptions
 	Min              int   `msgpack:"min" doc:"How many VMs are kept ready, on top of those in use; default 0."`
 	Max              int   `msgpack:"max" doc:"How many VMs there are at most, 1 to 65536; default: the larger of 32 and min."`
 	IdleTimeoutMS    int64 `msgpack:"idle_timeout_ms" doc:"After how long with more than min ready VMs the surplus is closed; 0: never."`
@@ -194,10 +193,7 @@ func init() {
 			cfg := core.PoolConfig{
 				Min: o.Min, Max: o.Max, IdleTimeout: ms(o.IdleTimeoutMS), AcquireTimeout: ms(o.AcquireTimeoutMS), Replace: o.Replace,
 			}
-			if cfg.Start.Network, err = o.networkOptions.parse(); err != nil {
-				return r, err
-			}
-			if cfg.Start.Volumes, cfg.Start.Mounts, err = o.attachOptions.parse(); err != nil {
+			if cfg.Start.Network, cfg.Start.Volumes, cfg.Start.Mounts, err = o.given(); err != nil {
 				return r, err
 			}
 			p, err := core.NewPool(i.Snapshot, cfg)

@@ -63,6 +63,19 @@ func (o attachOptions) parse() (volumes []core.Volume, mounts []core.Mount, err 
 	return volumes, mounts, nil
 }
 
+// givenOptions are what a VM has of the host and the world.
+type givenOptions struct {
+	attachOptions
+	networkOptions
+}
+
+func (o givenOptions) given() (network *core.Network, volumes []core.Volume, mounts []core.Mount, err error) {
+	if network, err = o.networkOptions.parse(); err == nil {
+		volumes, mounts, err = o.attachOptions.parse()
+	}
+	return network, volumes, mounts, err
+}
+
 // lifeOptions say when a VM ends or rests by itself.
 type lifeOptions struct {
 	LifetimeMS    int64  `msgpack:"lifetime_ms" doc:"The VM is ended by force so many milliseconds after its start; 0: never."`
@@ -74,8 +87,7 @@ type lifeOptions struct {
 }
 
 type startOptions struct {
-	attachOptions
-	networkOptions
+	givenOptions
 	lifeOptions
 	Name      string `msgpack:"name" doc:"The VM's name and host name, 1 to 63 of [a-zA-Z0-9-]; default: its ID."`
 	TimeoutMS int64  `msgpack:"timeout_ms" doc:"How long the guest may take until it answers; default 30000."`
@@ -86,17 +98,13 @@ func (o startOptions) start() (so core.StartOptions, err error) {
 		Name: o.Name, Timeout: ms(o.TimeoutMS), Lifetime: ms(o.LifetimeMS), IdleTimeout: ms(o.IdleTimeoutMS),
 		CPULimit: float64(o.CPUPercent) / 100, Cgroup: o.Cgroup, DiskBytesPerSecond: o.DiskRate, DiskRequestsPerSecond: o.DiskOps,
 	}
-	if so.Network, err = o.networkOptions.parse(); err != nil {
-		return so, err
-	}
-	so.Volumes, so.Mounts, err = o.attachOptions.parse()
+	so.Network, so.Volumes, so.Mounts, err = o.given()
 	return so, err
 }
 
 type bootOptions struct {
 	pullOptions
-	attachOptions
-	networkOptions
+	givenOptions
 	lifeOptions
 	Name       string `msgpack:"name" doc:"The VM's name and host name, 1 to 63 of [a-zA-Z0-9-]; default: its ID."`
 	MemoryMiB  int    `msgpack:"memory_mib" doc:"RAM, 64 to 524288; default 256."`
@@ -156,10 +164,7 @@ func init() {
 				AssetsDir: s.assets, StateDir: s.dir, Lifetime: ms(o.LifetimeMS), IdleTimeout: ms(o.IdleTimeoutMS),
 				CPULimit: float64(o.CPUPercent) / 100, Cgroup: o.Cgroup, DiskBytesPerSecond: o.DiskRate, DiskRequestsPerSecond: o.DiskOps,
 			}
-			if cfg.Network, err = o.networkOptions.parse(); err != nil {
-				return vmResult{}, err
-			}
-			if cfg.Volumes, cfg.Mounts, err = o.attachOptions.parse(); err != nil {
+			if cfg.Network, cfg.Volumes, cfg.Mounts, err = o.given(); err != nil {
 				return vmResult{}, err
 			}
 			if err := cfg.Check(); err != nil { // before anything is pulled

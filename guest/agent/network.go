@@ -24,7 +24,7 @@ func (s *Server) setNetwork(n *wire.Network) error {
 			return nil
 		}
 		defer func() { s.mounted.network = "" }()
-		return withSocket(func(fd int) error { return setFlags(fd, s.mounted.network, 0) })
+		return SetLink(s.mounted.network, false)
 	}
 	address, err1 := netip.ParseAddr(n.Address)
 	gateway, err2 := netip.ParseAddr(n.Gateway)
@@ -85,10 +85,21 @@ func configure(fd int, name string, n *wire.Network, address, gateway netip.Addr
 			return fmt.Errorf("set the %s of the network: %w", step.what, err)
 		}
 	}
-	if err := setFlags(fd, name, unix.IFF_UP|unix.IFF_RUNNING); err != nil {
+	if err := setFlags(fd, name, linkUp); err != nil {
 		return err
 	}
 	return addRoute(fd, gateway)
+}
+
+const linkUp = unix.IFF_UP | unix.IFF_RUNNING
+
+// SetLink switches an interface of the guest on or off.
+func SetLink(name string, up bool) error {
+	var flags uint16
+	if up {
+		flags = linkUp
+	}
+	return withSocket(func(fd int) error { return setFlags(fd, name, flags) })
 }
 
 func setFlags(fd int, name string, flags uint16) error {
